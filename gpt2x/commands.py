@@ -1,0 +1,66 @@
+"""The console commands, as installed and as called by scripts/."""
+
+from __future__ import annotations
+
+from gpt2x.config.command import Command
+from gpt2x.config.schema import GenerateConfig, TrainConfig
+
+train = Command(
+    name="gpt2x-train",
+    config_name="train",
+    schema=TrainConfig,
+    run="gpt2x.training.run:train",
+    has_run_folder=True,
+    shown=(
+        "seed",
+        "trainer.max_steps",
+        "trainer.max_epochs",
+        "trainer.eval_every",
+        "data.batch_size",
+        "model.context_length",
+        "model.n_layer",
+        "model.n_head",
+        "model.n_embd",
+        "model.dropout",
+        "optimizer.lr",
+        "optimizer.weight_decay",
+        "device.threads",
+        "paths.outputs",
+        "resume",
+    ),
+    examples=(
+        "                                        the first run: a tiny model learns to tell stories",
+        "model=micro data=shakespeare            another size, another corpus",
+        "data=text data.path=notes.txt           your own text",
+        "optimizer.lr=3e-4 trainer.max_steps=500",
+        "experiment=verdict_124m                 a whole recipe",
+        "-m optimizer.lr=3e-4,1e-3 seed=1,2      four runs, one for each combination",
+        "resume=outputs/runs/DATE/TIME_NAME      go on where a run stopped",
+        "model=micro --cfg job                   look before you run",
+    ),
+)
+
+generate = Command(
+    name="gpt2x-generate",
+    config_name="generate",
+    schema=GenerateConfig,
+    run="gpt2x.generation.run:generate",
+    shown=(
+        "checkpoint",
+        "which",
+        "prompt",
+        "seed",
+        "sampling.max_new_tokens",
+        "sampling.temperature",
+        "sampling.top_k",
+        "device.threads",
+    ),
+    examples=(
+        'checkpoint=outputs/runs/DATE/TIME_NAME prompt="Once upon a time"',
+        "checkpoint=RUN sampling=greedy                       always the likeliest token",
+        "checkpoint=RUN sampling.temperature=1.2              bolder",
+        "checkpoint=RUN sampling.top_k=null                   choose among all tokens",
+        "checkpoint=RUN which=last                            the newest checkpoint instead of the best",
+        "checkpoint=RUN -m sampling.temperature=0.5,0.8,1.1   one text for each temperature",
+    ),
+)

@@ -1,0 +1,283 @@
+"""Composing a configuration from YAML files and overrides; here, and in command.py, Hydra is known.
+
+Plain YAML in, checked dataclasses out. Hydra merges the files; the schema and its rules are ours (check.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import itertools
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra import version
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import IConfigRepository
+from hydra._internal.utils import create_config_search_path
+from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.default_element import GroupDefault, ResultDefault
+from hydra.core.object_type import ObjectType
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep, Override, OverrideType, Quote, QuotedString
+from hydra.core.utils import setup_globals
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf._utils import get_yaml_loader
+from omegaconf.errors import OmegaConfBaseException
+
+from gpt2x.config.check import check, defaults, similar
+from gpt2x.config.option import ConfigError, ConfigErrors
+from gpt2x.config.schema import GROUPS
+
+VERSION_BASE = "1.3"
+MAX_CHECKED = 4096  # combinations of a sweep that are checked before its first job; each takes some milliseconds
+
+# A wheel has configs/ inside the package, a checkout beside it. Inside first: beside an installed
+# package another project's configs/ may lie.
+_PACKAGE = Path(__file__).resolve().parents[1]
+CONFIG_DIR = next(p for p in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if (p / "train.yaml").is_file())
+
+
+def compose(config_name: str, schema: type, overrides: Sequence[str] = (), config_dir: str | os.PathLike | None = None) -> Any:
+    """The configuration that a command line would run: `compose("train", TrainConfig, ["model=micro"])`.
+
+    `config_dir` is a folder with the user's own files. Raises ConfigError naming everything that is wrong.
+    """
+    composer = Composer(config_name, schema, config_dir)
+    return composer.config(composer.read(overrides))
+
+
+def to_yaml(config: Any) -> str:
+    """A configuration as resolved, plain YAML, `_target_`s included; `from_yaml` reads it back."""
+    return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)
+
+
+def from_yaml(path: str | os.PathLike, schema: type) -> Any:
+    """Read what `to_yaml` wrote, through the same checks as any configuration. Nothing in the file is executed.
+
+    Settings that the file does not have yet get their defaults. Raises ConfigError.
+    """
+    try:
+        data = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=get_yaml_loader())
+    except OSError as error:
+        raise ConfigError("", None, f"{path}: cannot be read ({error.strerror})") from None
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise ConfigError("", None, f"{path}: this is no valid YAML: {error}") from None
+    if not isinstance(data, dict):
+        raise ConfigError("", None, f"{path}: this is no configuration")
+    try:
+        return check(schema, data)
+    except ConfigError as error:
+        raise ConfigErrors([ConfigError("", None, f"{path}: {e}") for e in getattr(error, "errors", [error])]) from None
+
+
+class Composer:
+    """The configuration files of one command, merged by Hydra and checked against its schema."""
+
+    def __init__(self, config_name: str, schema: type, config_dir: str | os.PathLike | None = None):
+        self.config_name, self.schema = config_name, schema
+        self.fields = {field.name: field for field in dataclasses.fields(schema)}
+        version.setbase(VERSION_BASE)
+        setup_globals()
+        search_path = create_config_search_path(str(CONFIG_DIR))
+        if config_dir is not None:
+            if not Path(config_dir).is_dir():
+                raise ConfigError("--config-dir", str(config_dir), "no such folder")
+            search_path.prepend("command-line", f"file://{Path(config_dir).resolve()}", SearchPathQuery("schema"))
+        self.loader = Loader(search_path, schema)
+        self._parser = OverridesParser.create(config_loader=self.loader)
+        self._composed: dict[tuple[str, ...], DictConfig] = {}
+        primary = self.loader.repository.load_config(config_name)
+        if primary is None:
+            raise ConfigError("--config-name", config_name, "no such file in the config folders")
+        entries = [entry for entry in primary.defaults_list if isinstance(entry, GroupDefault) and not entry.override]
+        self.groups = {entry.group: entry.value for entry in entries}  # group -> the choice that the root file makes
+
+    def read(self, texts: Sequence[str], *, sweeping: bool = False) -> list[Override]:
+        """Parse overrides, with "+" or without: every setting is there already, so a plus changes nothing."""
+        overrides, problems = [], []
+        searchpath = [text for text in texts if text.startswith("hydra.searchpath=")]
+        for text in texts:
+            try:
+                overrides.append(self._read(text, sweeping, searchpath))
+            except ConfigError as error:
+                problems.append(error)
+        if problems:
+            raise ConfigErrors(problems) if len(problems) > 1 else problems[0]
+        return overrides
+
+    def _read(self, text: str, sweeping: bool, searchpath: list[str]) -> Override:
+        is_hydra = re.match(r"[+~]*hydra[./]", text)
+        key, equals, value = text.lstrip("+").partition("=")
+        if not is_hydra and (not equals or text.startswith("~")):
+            raise ConfigError("", None, f"{text}: settings are given as key=value", "see --help")
+        verbatim = not sweeping and key in self.fields and "verbatim" in self.fields[key].metadata
+        try:
+            override = self._parser.parse_override(text if is_hydra else f"{key}={value}")
+        except (HydraException, OverrideParseException) as error:
+            if verbatim:
+                return self._parser.parse_override(f"{key}={quote(value)}")
+            remedy = f"close all brackets; quote text that holds any, or commas or quotes, twice for the shell: \"{key}='...'\""
+            raise ConfigError("", None, f"{text}: the value cannot be read ({_message(error)})", remedy) from None
+        if verbatim and override._value is not None and not isinstance(override._value, QuotedString):
+            return self._parser.parse_override(f"{key}={quote(value)}")
+        if not is_hydra and key not in {*self.groups, *GROUPS} and "." not in key and isinstance(override.value(), (str, list)):
+            with our_errors():
+                repository = self.loader._parse_overrides_and_create_caching_repo(self.config_name, searchpath)[1]
+            if repository.group_exists(key):  # a group of the user's own, in a folder of theirs
+                override = self._parser.parse_override(f"+{key}={value}")
+        override.config_loader = self.loader
+        return override
+
+    def compose(self, overrides: list[Override]) -> DictConfig:
+        """Merge the files and apply overrides without sweeps, checking nothing; Hydra's own settings are in it.
+
+        A setting that does not exist is put in all the same, for `check` to name.
+        """
+        files = [o for o in overrides if self._chooses_files(o)]
+        for o in files:
+            names = o.value() if isinstance(o.value(), list) else [o.value()]
+            if not o.is_hydra_override() and not all(isinstance(name, str) for name in names):
+                raise _no_such_choice(o.key_or_group, o.value(), self.choices(o.key_or_group))
+        key = tuple(o.input_line for o in files)
+        with our_errors():
+            if key not in self._composed:
+                self._composed[key] = self.loader.load_configuration(
+                    self.config_name, list(key), RunMode.MULTIRUN, validate_sweep_overrides=False
+                )
+            config = copy.deepcopy(self._composed[key])
+            settings = [dataclasses.replace(o, type=OverrideType.FORCE_ADD) for o in overrides if o not in files]
+            self.loader._apply_overrides_to_config(settings, config)
+        return config
+
+    def config(self, overrides: list[Override]) -> Any:
+        """Compose and check one job."""
+        for override in overrides:
+            if override.is_sweep_override():
+                key, value = override.key_or_group, override.get_value_string()
+                remedy = f"one list: {key}=[{value}]; one text: \"{key}='{value}'\""
+                raise ConfigError(key, value, "several values need -m, for one run each", remedy)
+        return checked(self.compose(overrides), self.schema, [group for group in self.groups if self.choices(group)])
+
+    def jobs(self, overrides: list[Override], master: DictConfig) -> list[list[Override]]:
+        """The overrides of each job of a sweep, at most MAX_CHECKED of them; an interval stands for its two ends."""
+        params = master.hydra.sweeper.get("params") or {}
+        overrides = self.read([f"{key}={value}" for key, value in params.items()], sweeping=True) + overrides
+        choices = []
+        for override in {o.key_or_group: o for o in overrides}.values():
+            key, sweep = override.get_key_element(), override.value()
+            if not override.is_sweep_override():
+                values = [override.get_value_string()]
+            elif not isinstance(sweep, IntervalSweep):
+                values = itertools.islice(override.sweep_string_iterator(), MAX_CHECKED)
+            elif master.hydra.sweeper._target_.endswith(".BasicSweeper"):
+                problem, remedy = "an interval needs a sweeper that searches in it", f"or list the values: {key}=...,..."
+                raise ConfigError(key, override.get_value_string(), problem, remedy)
+            else:
+                values = [sweep.start, sweep.end]
+            choices.append(self.read([f"{key}={value}" for value in values], sweeping=True))
+        return [list(job) for job in itertools.islice(itertools.product(*choices), MAX_CHECKED)]
+
+    def resume(self, saved: Any, overrides: list[Override]) -> None:
+        """From now on compose on top of `saved` instead of the files, but for groups chosen in `overrides`."""
+        chosen = {o.key_or_group for o in overrides if self._chooses_files(o)}
+        self._composed.clear()
+        self.loader.saved = {k: _escaped(v) for k, v in dataclasses.asdict(saved).items() if k not in chosen}
+
+    def choices(self, group: str) -> list[str]:
+        """The files of a group, the user's own among them."""
+        return self.loader.repository.get_group_options(group, ObjectType.CONFIG)
+
+    def _chooses_files(self, override: Override) -> bool:
+        is_choice = override.key_or_group in self.groups and not isinstance(override.value(), dict)
+        return override.is_hydra_override() or override.is_add() or is_choice
+
+
+class Loader(ConfigLoaderImpl):
+    """Hydra's loader, with every setting of the schema present from the start.
+
+    A file states only what differs from the defaults; with the others filled in, a plain `key=value`
+    reaches every setting, --cfg shows them and tab completion offers them.
+    """
+
+    def __init__(self, search_path: Any, schema: type):
+        super().__init__(search_path)
+        self.schema, self.saved = schema, {}
+
+    def _compose_config_from_defaults_list(self, defaults: list[ResultDefault], repo: IConfigRepository) -> DictConfig:
+        config = super()._compose_config_from_defaults_list(defaults, repo)
+        for name, value in self.saved.items():
+            config[name] = value
+        return _with_defaults(config, self.schema)
+
+
+def checked(config: DictConfig, schema: type, groups: Sequence[str] = ()) -> Any:
+    """The dataclass that a composed configuration describes; raises ConfigError naming all that is wrong with it."""
+    with our_errors():
+        plain = OmegaConf.to_container(_without_hydra(config), resolve=True)
+    for group in set(groups) & set(plain) - {field.name for field in dataclasses.fields(schema)}:
+        raise ConfigError("", None, f"a file of {group}/ that sets values must start with the line: # @package _global_")
+    return check(schema, plain, groups=groups)
+
+
+def quote(text: str) -> str:
+    """`text` as one value in Hydra's override grammar, nothing in it meaning anything special."""
+    return QuotedString(_escaped(text), Quote.single).with_quotes()
+
+
+def _with_defaults(config: DictConfig, schema: type) -> DictConfig:
+    plain = OmegaConf.to_container(_without_hydra(config), resolve=False)
+    merged = OmegaConf.merge(defaults(schema, plain), plain)
+    for key in merged:
+        config.pop(key, None)  # so that the settings stand in the schema's order
+        config[key] = merged._get_node(key)
+    return config
+
+
+def _without_hydra(config: DictConfig) -> DictConfig:
+    return OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+
+
+def _escaped(value: Any) -> Any:
+    """Plain data in which OmegaConf will find no interpolation."""
+    if isinstance(value, dict):
+        return {key: _escaped(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_escaped(item) for item in value]
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
+
+
+def _no_such_choice(group: str, choice: Any, choices: list[str]) -> ConfigError:
+    close = similar(str(choice), choices, 0.4)
+    problem = f"no such choice; did you mean {group}={close[0]}?" if close else "no such choice"
+    return ConfigError(group, choice, problem, f"choices of {group}: {', '.join(choices)}")
+
+
+@contextlib.contextmanager
+def our_errors() -> Iterator[None]:
+    """Say what Hydra and OmegaConf found wrong in our words; their advice ("use +key=value") leads nowhere here."""
+    try:
+        yield
+    except MissingConfigException as error:
+        group, _, choice = (error.missing_cfg_file or "").rpartition("/")
+        if not error.options:
+            raise ConfigError("", None, _message(error)) from None
+        raise _no_such_choice(group, choice, list(error.options)) from None
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError) as error:
+        cause = error.__cause__ or error
+        key = getattr(cause, "full_key", None)
+        raise ConfigError("", None, f"{key}: {_message(cause)}" if key else _message(cause)) from None
+
+
+def _message(error: BaseException) -> str:
+    """An error of Hydra's or OmegaConf's without its advice and without its internals."""
+    text = str(error).partition("Config search path:")[0]
+    noise = re.compile(r"\s*(To append|See https|full_key:|object_type=|reference_type=|$)")
+    return " ".join(line.strip() for line in text.splitlines() if not noise.match(line)) or type(error).__name__

@@ -1,0 +1,74 @@
+"""Going on with a run: its own configuration, and the few settings that may change on the way."""
+
+from __future__ import annotations
+
+import dataclasses
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from gpt2x.config.compose import Composer, from_yaml
+from gpt2x.config.option import ConfigError, ConfigErrors, show
+
+# What can change without making the run another experiment.
+CHANGEABLE = (
+    "resume",
+    "sample_prompt",
+    "sampling.*",
+    "logger.*",
+    "paths.*",
+    "device.threads",
+    "trainer.keep_*",
+    "trainer.log_*",
+    "trainer.patience",
+)
+EXTENDABLE = ("trainer.max_steps", "trainer.max_epochs")  # may be raised
+
+
+def resume(composer: Composer, folder: Path, overrides: list) -> None:
+    """Make `composer` compose the configuration of the run in `folder` with `overrides` on top.
+
+    Raises ConfigError if the folder holds no run or an override would make it another experiment.
+    """
+    if not folder.is_dir():
+        raise ConfigError("resume", folder, "no such folder", "give a run's folder, such as outputs/runs/DATE/TIME_NAME")
+    if not (folder / "config.yaml").is_file():
+        raise ConfigError("resume", folder, "there is no config.yaml in it, so it is no run's folder")
+    for override in overrides:
+        group = override.key_or_group
+        if group in composer.groups and group not in composer.fields:
+            problem = "a resumed run keeps its own configuration"
+            raise ConfigError(group, override.value(), problem, f"leave out {group}= or resume=")
+    saved = from_yaml(folder / "config.yaml", composer.schema)
+    composer.resume(saved, overrides)
+    before, after = _flat(saved), _flat(composer.config(overrides))
+    changed = [key for key in {**before, **after} if before.get(key) != after.get(key)]
+    problems = [
+        ConfigError(key, after.get(key), problem)
+        for key in changed
+        if (problem := _why_not(key, before.get(key), after.get(key))) is not None
+    ]
+    if problems:
+        remedy = ConfigError("", None, "leave them out, or start a new run: leave out resume=")
+        raise ConfigErrors([*problems, remedy])
+
+
+def _why_not(key: str, old: Any, new: Any) -> str | None:
+    """Why a resumed run cannot change a setting; None if it can."""
+    if any(fnmatch(key, pattern) for pattern in CHANGEABLE):
+        return None
+    if key not in EXTENDABLE:
+        return f"the run was started with {show(old)}; a change would make it another experiment"
+    if None not in (old, new) and new > old:
+        return None
+    return f"the run was started with {show(old)}, which can be raised and nothing else"
+
+
+def _flat(config: Any) -> dict[str, Any]:
+    """All settings of a configuration by their dotted names."""
+    flat = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        inner = _flat(value) if dataclasses.is_dataclass(value) else None
+        flat |= {field.name: value} if inner is None else {f"{field.name}.{key}": item for key, item in inner.items()}
+    return flat

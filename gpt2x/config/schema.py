@@ -1,0 +1,111 @@
+"""The whole configuration of each command as plain dataclasses, and which ones a group may hold.
+
+Data comes in as composed YAML and overrides (compose.py) and leaves as these dataclasses; nothing
+behind the entrypoint ever sees Hydra or OmegaConf.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from gpt2x.config.option import ConfigError, option
+from gpt2x.data.config import TextConfig
+from gpt2x.device import DeviceConfig
+from gpt2x.generation.config import SamplingConfig
+from gpt2x.model.config import GPTConfig
+from gpt2x.task.config import LanguageModelingConfig
+from gpt2x.tokenizer.config import BPETokenizerConfig, CharTokenizerConfig, GPT2TokenizerConfig
+from gpt2x.tracking.config import NoLoggerConfig, WandbConfig
+from gpt2x.training.config import (
+    AdamWConfig,
+    ConstantConfig,
+    CosineConfig,
+    LinearConfig,
+    SGDConfig,
+    TrainerConfig,
+    WSDConfig,
+)
+
+# Group -> the classes its YAML files may describe; `_target_` in the file says which one. This is also
+# the allow-list of what a configuration, ours or one found in somebody's checkpoint, can ever call.
+GROUPS: dict[str, tuple[type, ...]] = {
+    "model": (GPTConfig,),
+    "tokenizer": (GPT2TokenizerConfig, BPETokenizerConfig, CharTokenizerConfig),
+    "data": (TextConfig,),
+    "task": (LanguageModelingConfig,),
+    "optimizer": (AdamWConfig, SGDConfig),
+    "schedule": (CosineConfig, WSDConfig, LinearConfig, ConstantConfig),
+    "device": (DeviceConfig,),
+    "logger": (WandbConfig, NoLoggerConfig),
+    "sampling": (SamplingConfig,),
+}
+
+
+@dataclass(kw_only=True)
+class PathsConfig:
+    """Where things are kept; relative paths start at the current folder."""
+
+    outputs: str = option("outputs", "runs, sweeps and wandb files")
+    cache: str = option("${paths.outputs}/cache", "downloads and tokenized corpora")
+    mirror: str | None = option("${oc.env:GPT2X_MIRROR,null}", "a folder searched for files before the network is")
+
+
+@dataclass(kw_only=True)
+class TrainConfig:
+    """gpt2x-train: compose a model, a corpus and a recipe, and train."""
+
+    name: str = option("${data.name}", "name of the run, part of its folder's name")
+    seed: int = option(1, "the one number that all random streams are derived from", minimum=0, maximum=2**32 - 1)
+    resume: str | None = option(None, "a run's folder: go on exactly where it stopped", verbatim=True)
+    sample_prompt: str | None = option(
+        "\n", "text that the sample at each evaluation starts with; null: no samples", verbatim=True
+    )
+    paths: PathsConfig = field(default_factory=PathsConfig)
+    model: Any = None
+    tokenizer: Any = None
+    data: Any = None
+    task: Any = None
+    optimizer: Any = None
+    schedule: Any = None
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    device: Any = None
+    logger: Any = None
+    sampling: Any = None
+
+    def check(self) -> None:
+        """The rules between groups."""
+        if not re.fullmatch(r"\w[\w .+-]{0,99}", self.name):
+            raise ConfigError("name", self.name, "must be fit for a folder: letters, digits and any of _ . + -, at most 100")
+        trainer, warmup = self.trainer, self.schedule.warmup_steps
+        every = trainer.checkpoint_every or trainer.eval_every
+        if None not in (trainer.max_steps, warmup) and warmup > trainer.max_steps:
+            raise ConfigError(
+                "schedule.warmup_steps",
+                warmup,
+                f"the warm-up is longer than the run's trainer.max_steps={trainer.max_steps}",
+                f"such as schedule.warmup_steps={trainer.max_steps // 10}",
+            )
+        if trainer.patience is not None and getattr(self.data, "val_fraction", None) == 0:
+            problem = "with data.val_fraction=0 there is no validation loss to watch"
+            raise ConfigError("trainer.patience", trainer.patience, problem)
+        if trainer.keep_every is not None and trainer.keep_every % every:
+            problem = f"must be a multiple of {every}, the steps between checkpoints"
+            raise ConfigError("trainer.keep_every", trainer.keep_every, problem)
+
+
+@dataclass(kw_only=True)
+class GenerateConfig:
+    """gpt2x-generate: continue a prompt with a trained model."""
+
+    checkpoint: str = option(help="a run's folder", verbatim=True)
+    which: str = option("best", "which of the run's checkpoints: best, last, or a step's number")
+    prompt: str = option("\n", "text to continue", verbatim=True)
+    seed: int = option(1, "the same seed gives the same text", minimum=0, maximum=2**32 - 1)
+    device: Any = None
+    sampling: Any = None
+
+    def check(self) -> None:
+        if self.which not in ("best", "last") and not self.which.isdecimal():
+            raise ConfigError("which", self.which, "expected best, last, or a step's number")

@@ -1,0 +1,1 @@
+"""Data: from a name, an address or a path to batches of token ids."""

@@ -1,0 +1,101 @@
+"""Getting a public file once, checked, into the cache."""
+
+from __future__ import annotations
+
+import http.client
+import logging
+import os
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from gpt2x.errors import UserError
+from gpt2x.files import sha256_file, write_atomic
+
+log = logging.getLogger(__name__)
+_CHUNK = 1 << 20
+
+
+def fetch(url: str, *, file: str, sha256: str | None, cache: Path, mirror: Path | None = None) -> Path:
+    """The local path of `url`'s content: from the mirror folder, else the cache, else the network.
+
+    `file` is its name in both folders. A download goes to `file`.part, is resumed there after an
+    interruption, and is renamed only once its sha256 is right. Where no hash is published (`sha256` None),
+    that of the first download is kept beside the file, with the address, and checked from then on.
+    Raises UserError where the file cannot be had or is not what it should be.
+    """
+    if mirror is not None and (found := Path(mirror) / file).is_file():
+        if sha256 is None or sha256_file(found) == sha256:
+            return found
+        log.warning("%s in the mirror is not the file that is meant (its sha256 is another); looking further", found)
+    from filelock import FileLock
+
+    target = Path(cache) / file
+    remembered = target.with_name(target.name + ".sha256")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{target}.lock"):  # two runs started together download it once
+        if sha256 is None and remembered.exists():
+            sha256, _, source = remembered.read_text().strip().partition(" ")
+            if source and source != url:
+                raise UserError(
+                    f"{target} is another file of the same name, fetched from {source}.\n"
+                    f"  Give the one from {url} a name of its own: data.file=NAME."
+                )
+        if target.exists():
+            if sha256 is None or sha256_file(target) == sha256:
+                return target
+            log.warning("%s is damaged (its sha256 is another); fetching it again", target)
+            target.unlink()
+        part = target.with_name(target.name + ".part")
+        _download(url, part, target)
+        actual = sha256_file(part)
+        if sha256 is not None and actual != sha256:
+            part.unlink()
+            raise UserError(
+                f"{url} does not have the expected content: its sha256 is {actual}, it should be {sha256}.\n"
+                f"  The download was thrown away. If the publisher changed the file on purpose, set data.sha256={actual}."
+            )
+        write_atomic(remembered, f"{actual} {url}\n")
+        os.replace(part, target)
+    return target
+
+
+def _download(url: str, part: Path, target: Path) -> None:
+    """Append to `part` what it still lacks of `url`."""
+    from tqdm import tqdm
+
+    have = part.stat().st_size if part.exists() else 0
+    headers = {"User-Agent": "gpt2x"} | ({"Range": f"bytes={have}-"} if have else {})
+    try:
+        request = urllib.request.Request(url, headers=headers)
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            if have and answer.status != 206:  # the server sends the whole file again
+                have = 0
+            rest = answer.headers.get("Content-Length")
+            total = have + int(rest) if rest else None
+            with (
+                open(part, "ab" if have else "wb") as file,
+                tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=target.name, disable=None) as bar,
+            ):
+                while chunk := answer.read(_CHUNK):
+                    file.write(chunk)
+                    bar.update(len(chunk))
+                file.flush()
+                os.fsync(file.fileno())
+    except urllib.error.HTTPError as error:
+        if error.code == 416 and have:  # nothing is left to send: the part is already complete
+            return
+        raise _unreachable(url, target, f"HTTP status {error.code} {error.reason}") from error
+    except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: the url is none
+        raise _unreachable(url, target, getattr(error, "reason", error)) from error
+    if total is not None and part.stat().st_size < total:
+        raise _unreachable(url, target, f"the connection broke after {part.stat().st_size:,} of {total:,} bytes")
+
+
+def _unreachable(url: str, target: Path, reason: object) -> UserError:
+    return UserError(
+        f"cannot fetch {url}: {reason}\n"
+        f"  Without a network, put the file at {target}\n"
+        f"  or name a folder that holds {target.name}: paths.mirror=FOLDER, or GPT2X_MIRROR=FOLDER in the environment.\n"
+        f"  What was fetched so far is kept; the next try goes on from there."
+    )

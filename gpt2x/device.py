@@ -1,0 +1,139 @@
+"""Where and in which precision a model runs: threads, autocast, compilation, determinism."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from gpt2x.config.option import ConfigError, option
+
+if TYPE_CHECKING:  # torch is imported only once a run starts
+    from torch import nn
+
+
+@dataclass(kw_only=True)
+class DeviceConfig:
+    """Settings of the device group."""
+
+    _target_: str = "gpt2x.device.Device"
+    type: str = option("cpu", "kind of device", choices=("cpu", "cuda"))
+    precision: str = option("fp32", "fp32, or bf16 autocast (weights stay fp32)", choices=("fp32", "bf16"))
+    threads: int | None = option(None, "CPU threads; null: the physical cores this process may use", minimum=1)
+    compile: bool = option(False, "torch.compile the model (costs half a minute at the start)")
+    deterministic: bool = option(True, "same config, same bits; refuses operations that cannot promise it")
+    flush_denormals: bool = option(True, "treat denormal numbers as zero, which CPUs otherwise compute slowly")
+
+    def check_available(self) -> None:
+        """Raise ConfigError if this machine cannot do what is asked. Imports torch only if it must."""
+        if self.type == "cpu" and self.precision == "fp32":
+            return
+        import torch
+
+        if self.type == "cuda" and not torch.cuda.is_available():
+            raise ConfigError(
+                "type",
+                self.type,
+                "no CUDA device can be used here (no GPU, no driver, or a CPU build of torch)",
+                "use device=cpu",
+            )
+        if self.type == "cuda" and self.precision == "bf16" and not torch.cuda.is_bf16_supported():
+            raise ConfigError("precision", self.precision, "this GPU has no bfloat16", "use device.precision=fp32")
+        if self.type == "cpu" and self.precision == "bf16" and not _cpu_has_bf16():
+            raise ConfigError(
+                "precision",
+                self.precision,
+                "this processor has no bfloat16 instructions (AVX512_BF16, AMX or Arm BF16), so bf16 would be slower",
+                "use device=cpu",
+            )
+
+
+def _cpu_has_bf16() -> bool:
+    import torch
+
+    capabilities = torch.backends.cpu.get_cpu_capability()
+    has = [getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")]
+    return any(check() for check in has if check) or "SVE" in capabilities
+
+
+class Device:
+    """A configured device. Making one sets torch's process-wide switches, each one either way."""
+
+    def __init__(
+        self, *, type: str, precision: str, threads: int | None, compile: bool, deterministic: bool, flush_denormals: bool
+    ):
+        import torch
+
+        self.torch_device = torch.device(type)
+        self.precision, self.compile, self.deterministic = precision, compile, deterministic
+        self.threads = threads or default_threads()
+        torch.set_num_threads(self.threads)
+        torch.set_flush_denormal(flush_denormals)
+        torch.use_deterministic_algorithms(deterministic)
+        # By default that also fills every new tensor with NaN, to show up bugs in kernels, at a tenth of the speed.
+        torch.utils.deterministic.fill_uninitialized_memory = False
+        if type == "cuda" and deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS demands it for repeatable products
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """The context to compute a forward pass in."""
+        import torch
+
+        if self.precision == "fp32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.torch_device.type, dtype=torch.bfloat16)
+
+    def prepare(self, model: nn.Module) -> Any:
+        """Move `model` here, in place, and return what to call for a training step: it, or its compiled form."""
+        import torch
+
+        model.to(self.torch_device)
+        return torch.compile(model) if self.compile else model
+
+    def peak_memory(self) -> int:
+        """The most memory in bytes that this process (on cuda: torch on the GPU) has held so far."""
+        import torch
+
+        if self.torch_device.type == "cuda":
+            return torch.cuda.max_memory_allocated()
+        try:
+            import resource
+        except ImportError:  # Windows
+            import psutil
+
+            return psutil.Process().memory_info().peak_wset
+        import sys
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
+
+    def __str__(self) -> str:
+        import torch
+
+        if self.torch_device.type == "cuda":
+            return f"{torch.cuda.get_device_name()}, {self.precision}"
+        return f"cpu, {self.threads} thread{'s' * (self.threads > 1)}, {self.precision}"
+
+
+def default_threads() -> int:
+    """OMP_NUM_THREADS where it is set (parallel jobs get their share of the cores so), else the physical cores
+    among those this process may run on: a second hyperthread of a core does not speed up matrix products."""
+    import psutil
+
+    if (given := os.environ.get("OMP_NUM_THREADS", "")).isdecimal() and int(given) > 0:
+        return int(given)
+    logical = psutil.cpu_count(logical=True) or 1
+    physical = psutil.cpu_count(logical=False) or logical
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else logical
+    return max(1, min(physical, usable, _cgroup_cores(usable)))
+
+
+def _cgroup_cores(default: int) -> int:
+    """The whole cores that a container's CPU quota allows (cgroup v2), or `default` where there is none."""
+    try:
+        with open("/sys/fs/cgroup/cpu.max", encoding="ascii") as file:
+            quota, period = file.read().split()
+        return max(1, int(quota) // int(period))
+    except (OSError, ValueError):
+        return default

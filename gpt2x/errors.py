@@ -1,0 +1,7 @@
+"""Errors whose message is all that a user needs."""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """Something the user can mend: the message says what is wrong and what to do. Printed without a traceback."""

@@ -1,0 +1,1 @@
+"""The model: plain torch modules with plain arguments."""

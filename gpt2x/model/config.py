@@ -1,0 +1,33 @@
+"""Settings of the model group."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gpt2x.config.option import ConfigError, option
+
+
+@dataclass(kw_only=True)
+class GPTConfig:
+    """The shape of a GPT-2; the vocabulary comes from the tokenizer."""
+
+    _target_: str = "gpt2x.model.gpt.GPT"
+    n_layer: int = option(help="transformer blocks", minimum=1)
+    n_head: int = option(help="attention heads; divides n_embd", minimum=1)
+    n_embd: int = option(help="width of the residual stream", minimum=1)
+    context_length: int = option(1024, "positions the model can attend to, in tokens", minimum=1)
+    dropout: float = option(
+        0.0, "dropout after the embeddings, on the attention weights and before each residual addition", minimum=0, below=1
+    )
+    attention: str = option("sdpa", "sdpa is fast; manual computes every matrix in the open", choices=("sdpa", "manual"))
+
+    def check(self) -> None:
+        if self.n_embd % self.n_head:
+            divisors = [h for h in range(1, self.n_embd + 1) if self.n_embd % h == 0]
+            nearest = sorted(divisors, key=lambda h: abs(h - self.n_head))[:3]
+            raise ConfigError(
+                "n_head",
+                self.n_head,
+                f"the heads must divide the width n_embd={self.n_embd} evenly",
+                f"nearest numbers of heads that do: {', '.join(map(str, sorted(nearest)))}",
+            )

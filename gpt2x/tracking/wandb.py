@@ -1,0 +1,197 @@
+"""Weights & Biases beside the run's own files: it shows a run, it never stops one.
+
+Whatever goes wrong (no key, a bad key, no server, a server that dies) costs the dashboard, not the run: wandb
+keeps every row in a folder under `outputs/wandb`, which `wandb leet` shows and `wandb sync` uploads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import html
+import json
+import logging
+import os
+import shlex
+import shutil
+import uuid
+from pathlib import Path
+from typing import Any
+
+from gpt2x.files import shown, write_atomic
+from gpt2x.tracking.tracker import Tracker, one_line
+
+_log = logging.getLogger(__name__)
+
+FINISH_TIMEOUT = 10.0
+"""Seconds for which the end of a run waits for the server to take the last rows; WANDB_FINISH_TIMEOUT overrides it."""
+
+
+class WandbTracker(Tracker):
+    """One wandb run. `WandbConfig` describes the first seven settings.
+
+    Mode "auto" is what WANDB_MODE or wandb's own settings say, else online if wandb finds an API key (WANDB_API_KEY,
+    netrc), else offline. Nothing ever prompts. Constructing it never raises: if wandb cannot even log offline, and
+    with mode "disabled", which does not import wandb, it ignores what it is told.
+
+    Args:
+        run_dir: the run's folder. wandb.json in it holds the wandb id, with which a resumed run goes on.
+        outputs: the folder whose `wandb/` all runs share, so that `wandb leet` compares them.
+        config: the resolved config, plain dicts, lists, strings and numbers.
+        name: the run's name, `job_type` its kind.
+        sweep: the name of the sweep it is a job of; the group, where none is given.
+        overrides: the command's overrides; the notes, where none are given.
+    """
+
+    def __init__(
+        self,
+        *,
+        mode: str,
+        project: str,
+        entity: str | None,
+        group: str | None,
+        tags: list[str],
+        notes: str | None,
+        init_timeout: float,
+        run_dir: Path,
+        outputs: Path,
+        config: dict[str, Any],
+        name: str,
+        job_type: str,
+        sweep: str | None,
+        overrides: list[str],
+    ):
+        self._run: Any = None
+        if "disabled" in (mode, os.environ.get("WANDB_MODE") if mode == "auto" else None):
+            return
+        self._outputs, self._record = Path(outputs).resolve(), Path(run_dir) / "wandb.json"
+        try:
+            known = json.loads(self._record.read_text()) if self._record.is_file() else {}
+            self._run = self._open(
+                mode,
+                init_timeout,
+                project=project,
+                entity=entity,
+                group=group or sweep,
+                tags=list(tags),
+                notes=notes or " ".join(overrides),
+                name=name,
+                job_type=job_type,
+                config=config,
+                id=known.get("id"),
+            )
+            if self._run is not None:
+                self._describe(known.get("folders", []))
+        except Exception as error:
+            self._run = None
+            _log.warning("wandb is off for this run: %s", one_line(error))
+
+    def log(self, row: dict[str, Any]) -> None:
+        if self._run is not None:
+            self._run.log({"trainer/step" if key == "step" else key: value for key, value in row.items()})
+
+    def sample(self, row: dict[str, Any]) -> None:
+        """Log the text as a small page: a table would be sent anew, and longer, each time."""
+        if self._run is not None:
+            import wandb
+
+            page = f"<pre style='white-space: pre-wrap'><b>{html.escape(row['prompt'])}</b>{html.escape(row['text'])}</pre>"
+            self._run.log({"trainer/step": row["step"], "sample": wandb.Html(page, inject=False)})
+
+    def finish(self, status: str, summary: dict[str, Any]) -> None:
+        run, self._run = self._run, None
+        if run is None:
+            return
+        try:
+            run.summary.update({**summary, "status": status})
+            run.finish(exit_code=0 if status == "finished" else 1)
+        except TimeoutError:
+            _log.warning("wandb: the server did not take everything in time; upload the rest with: %s", self._sync)
+        except Exception as error:
+            _log.warning("wandb: the run is not closed (%s); upload it with: %s", one_line(error), self._sync)
+            _restart()
+
+    def _open(self, mode: str, init_timeout: float, **about: Any) -> Any:
+        """Start a wandb run: online if it may and can be, else offline. None: wandb is disabled."""
+        shared = self._outputs / "wandb"
+        found = _setup(shared)
+        import wandb
+
+        if mode == "auto":
+            mode = {"run": "online", "dryrun": "offline"}.get(found.mode, found.mode)
+        if mode == "disabled":
+            return None
+
+        about["id"] = about["id"] or uuid.uuid4().hex[:8]
+        about["settings"] = wandb.Settings(
+            silent=True,
+            init_timeout=init_timeout,
+            finish_timeout=found.finish_timeout or FINISH_TIMEOUT,
+            finish_timeout_raises=True,
+            x_transaction_log_flush_interval=1,  # seconds that a killed run loses; wandb's own 15 are many steps
+        )
+        # Without finish_previous, the next job of a multirun in this process would log into this one's run.
+        about |= {"dir": str(self._outputs), "resume": "allow", "reinit": "finish_previous"}
+        problem = None
+        if mode != "offline":
+            earlier = set(shared.iterdir())
+            try:
+                run = wandb.init(mode=mode, **about)
+                _log.info("wandb: %s (and %s)", run.url, _shown(_folder(run)))
+                return run
+            except Exception as error:
+                problem = error
+                _restart()  # the failed attempt holds the id, and leaves a folder with an empty log
+                _setup(shared)
+                for folder in set(shared.glob(f"run-*-{about['id']}*")) - earlier:
+                    shutil.rmtree(folder, ignore_errors=True)
+        run = wandb.init(mode="offline", **about)
+        keyless = problem is None or isinstance(problem, wandb.UsageError)
+        because = f" ({one_line(problem).rstrip('.')})" if problem else ""
+        hint = f"wandb: offline{because}; upload: wandb sync {_shown(_folder(run))}; look: wandb leet {_shown(shared)}"
+        _log.log(logging.INFO if keyless else logging.WARNING, "%s", hint)
+        return run
+
+    def _describe(self, folders: list[str]) -> None:
+        """Tell wandb how to draw the run, and note in the run's folder where it is."""
+        run = self._run
+        run.define_metric("trainer/step")
+        run.define_metric("*", step_metric="trainer/step")
+        run.define_metric("val/loss", step_metric="trainer/step", summary="min,last")
+        folders = [*folders, os.path.relpath(_folder(run), self._outputs)]
+        mode = "offline" if run.offline else "online"
+        record = {"id": run.id, "project": run.project, "entity": run.entity, "mode": mode, "folders": folders}
+        write_atomic(self._record, json.dumps(record, indent=2) + "\n")
+        self._sync = f"wandb sync {'' if run.offline else '--include-online '}{_shown(_folder(run))}"
+
+
+def _folder(run: Any) -> Path:
+    return Path(run.dir).parent
+
+
+def _shown(path: Path) -> str:
+    """A path as one would type it here."""
+    return shlex.quote(shown(path))
+
+
+def _setup(shared: Path) -> Any:
+    """Set up wandb for this process, with its files in `shared`; gives wandb's settings."""
+    shared.mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    # Artifacts wait in the data folder for `wandb sync`, which does not miss a lost one: so not in the home folder, where
+    # caches get cleaned. WANDB_CONFIG_DIR stays as it is: there `wandb login --host` noted which server is the user's.
+    os.environ.setdefault("WANDB_DATA_DIR", str(shared / ".data"))
+    os.environ.setdefault("WANDB_CACHE_DIR", str(shared / ".cache"))
+    import wandb
+
+    silent = wandb.Settings(silent=True)  # also: never prompt
+    settings = wandb.setup(silent).settings
+    wandb.termsetup(silent, _log)  # its messages go to our log
+    return settings
+
+
+def _restart() -> None:
+    """Have wandb's background process started anew for the next run; it may be dead, or hold a failed one."""
+    import wandb
+
+    with contextlib.suppress(Exception, SystemExit):
+        wandb.teardown()

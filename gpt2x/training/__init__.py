@@ -1,0 +1,1 @@
+"""Training: one loop for every task, and what it needs to stop and go on exactly."""

@@ -1,0 +1,111 @@
+"""Settings of the optimizer and schedule groups and of the training loop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gpt2x.config.option import ConfigError, option
+
+
+@dataclass(kw_only=True)
+class AdamWConfig:
+    """AdamW (Loshchilov and Hutter, 2019); matrices decay, norms and biases do not."""
+
+    _target_: str = "gpt2x.training.optimizer.adamw"
+    lr: float = option(3e-3, "peak learning rate", above=0, maximum=10)
+    weight_decay: float = option(0.1, "decay of matrices and embeddings", minimum=0, maximum=10)
+    betas: list[float] = option([0.9, 0.95], "decay of the first and second moment", minimum=0, below=1)
+    eps: float = option(1e-8, "added to the denominator", above=0)
+    decay_all: bool = option(False, "decay norms and biases too, as the plain torch optimizer does")
+
+    def check(self) -> None:
+        if len(self.betas) != 2:
+            raise ConfigError("betas", self.betas, "two numbers are needed", "such as optimizer.betas=[0.9,0.95]")
+
+
+@dataclass(kw_only=True)
+class SGDConfig:
+    """Stochastic gradient descent with momentum."""
+
+    _target_: str = "gpt2x.training.optimizer.sgd"
+    lr: float = option(0.1, "peak learning rate", above=0, maximum=100)
+    momentum: float = option(0.9, "momentum", minimum=0, below=1)
+    nesterov: bool = option(False, "Nesterov's momentum")
+    weight_decay: float = option(0.0, "decay of matrices and embeddings", minimum=0, maximum=10)
+    decay_all: bool = option(False, "decay norms and biases too")
+
+    def check(self) -> None:
+        if self.nesterov and self.momentum == 0:
+            raise ConfigError("nesterov", True, "Nesterov's momentum needs a momentum above 0", "set optimizer.momentum=0.9")
+
+
+@dataclass(kw_only=True)
+class CosineConfig:
+    """Linear warm-up, then half a cosine down to a floor (Loshchilov and Hutter, 2017)."""
+
+    _target_: str = "gpt2x.training.schedule.Cosine"
+    warmup_steps: int | None = option(None, "steps from zero to the peak; null: a tenth of the run, at most 100", minimum=0)
+    min_lr_ratio: float = option(0.1, "the floor, as a share of the peak", minimum=0, maximum=1)
+
+
+@dataclass(kw_only=True)
+class WSDConfig:
+    """Warm-up, stable, decay: a trapezoid."""
+
+    _target_: str = "gpt2x.training.schedule.WSD"
+    warmup_steps: int | None = option(None, "steps from zero to the peak; null: a tenth of the run, at most 100", minimum=0)
+    decay_fraction: float = option(0.4, "share of all steps spent on the linear way down", minimum=0, maximum=1)
+    min_lr_ratio: float = option(0.0, "where the way down ends, as a share of the peak", minimum=0, maximum=1)
+
+
+@dataclass(kw_only=True)
+class LinearConfig:
+    """Linear warm-up, then a straight line down."""
+
+    _target_: str = "gpt2x.training.schedule.Linear"
+    warmup_steps: int | None = option(None, "steps from zero to the peak; null: a tenth of the run, at most 100", minimum=0)
+    min_lr_ratio: float = option(0.0, "where the line ends, as a share of the peak", minimum=0, maximum=1)
+
+
+@dataclass(kw_only=True)
+class ConstantConfig:
+    """Linear warm-up, then the peak for ever."""
+
+    _target_: str = "gpt2x.training.schedule.Constant"
+    warmup_steps: int = option(0, "steps from zero to the peak", minimum=0)
+
+
+@dataclass(kw_only=True)
+class TrainerConfig:
+    """The training loop."""
+
+    max_steps: int | None = option(None, "optimizer steps to take", minimum=1)
+    max_epochs: float | None = option(None, "passes over the training data to make, instead of max_steps", above=0)
+    accumulate: int = option(1, "micro-batches added up in one optimizer step", minimum=1)
+    clip_norm: float | None = option(1.0, "clip the gradient's norm to this; null: never", above=0)
+    ema_decay: float | None = option(
+        None, "also keep an exponential moving average of the weights, and evaluate and sample from it", above=0, below=1
+    )
+    eval_every: int = option(100, "steps between evaluations on the whole validation split", minimum=1)
+    eval_train_windows: int = option(
+        0, "also evaluate on about as many windows of the training split, the same each time", minimum=0
+    )
+    patience: int | None = option(
+        None, "stop after as many evaluations without a better validation loss; null: never", minimum=1
+    )
+    checkpoint_every: int | None = option(None, "steps between checkpoints; null: at every evaluation", minimum=1)
+    keep_last: int = option(2, "newest checkpoints to keep", minimum=1)
+    keep_every: int | None = option(None, "also keep for good every checkpoint at a multiple of this step", minimum=1)
+    keep_best: bool = option(True, "also keep the checkpoint with the lowest validation loss")
+    log_every: int = option(10, "steps between rows in metrics.jsonl", minimum=1)
+    log_seconds: float = option(10.0, "seconds between progress lines where there is no terminal", minimum=0)
+
+    def check(self) -> None:
+        if (self.max_steps is None) == (self.max_epochs is None):
+            given = "both are given" if self.max_steps is not None else "neither is given"
+            raise ConfigError(
+                "max_steps",
+                self.max_steps,
+                f"exactly one of max_steps and max_epochs says how long to train; {given}",
+                "such as trainer.max_steps=1000 trainer.max_epochs=null",
+            )

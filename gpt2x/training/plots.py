@@ -1,0 +1,32 @@
+"""Pictures of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from gpt2x.tracking.tracker import read_metrics
+
+
+def plot_loss(run_dir: Path, title: str) -> Path | None:
+    """Draw training and validation loss over steps into plots/loss.png; None if nothing was logged."""
+    from matplotlib.figure import Figure  # without pyplot there is no window system to look for
+
+    rows = read_metrics(run_dir)
+    curves = {name: [(r["step"], r[name]) for r in rows if r.get(name) is not None] for name in ("train/loss", "val/loss")}
+    if not any(curves.values()):
+        return None
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    if train := curves["train/loss"]:
+        axes.plot(*zip(*train, strict=True), color="tab:blue", linewidth=0.8, alpha=0.7, label="train")
+    if val := curves["val/loss"]:
+        axes.plot(*zip(*val, strict=True), color="tab:orange", marker="o", markersize=3, label="validation")
+        step, best = min(val, key=lambda point: point[1])
+        axes.annotate(f"{best:.3f} at step {step}", (step, best), xytext=(0, 12), textcoords="offset points", ha="center")
+    axes.set(title=title, xlabel="step", ylabel="loss (nats a token)")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    path = Path(run_dir) / "plots" / "loss.png"
+    path.parent.mkdir(exist_ok=True)
+    figure.savefig(path, dpi=120)
+    return path

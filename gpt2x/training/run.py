@@ -1,0 +1,209 @@
+"""A training run from a configuration to a result: `train` reads as the list of what happens, in order."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from torch import nn
+
+from gpt2x.config.compose import to_yaml
+from gpt2x.config.instantiate import instantiate
+from gpt2x.config.schema import TrainConfig
+from gpt2x.data.text import TextCorpus
+from gpt2x.data.windows import WindowedData
+from gpt2x.files import shown
+from gpt2x.generation.sampling import generate
+from gpt2x.tokenizer import base as tokenizers
+from gpt2x.tracking.console import Progress, clock, size
+from gpt2x.tracking.tracker import RunFiles, Tracker, Trackers
+from gpt2x.training.checkpoint import Checkpoint, Checkpoints
+from gpt2x.training.plots import plot_loss
+from gpt2x.training.run_folder import RunFolder
+from gpt2x.training.signals import StopRequest
+from gpt2x.training.streams import RandomStreams
+from gpt2x.training.trainer import Trainer, TrainState
+
+log = logging.getLogger(__name__)
+_NOT_IN_NAME = ("name=", "resume=", "paths.", "logger", "hydra.")  # overrides that say nothing of what the run is
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run; `metric` is its lowest validation loss, None if it has no validation data."""
+
+    run_dir: Path
+    metric: float | None
+    state: TrainState
+
+
+def train(config: TrainConfig, run_dir: Path, *, overrides: list[str] | None = None, sweep: str | None = None) -> Result:
+    """Train as `config` says, in the folder `run_dir`; with `config.resume`, go on with the run that is there.
+
+    `overrides` and `sweep` (the sweep's name) only describe the run. Raises UserError for what the user can
+    mend, and SystemExit (130 or 143) after a signal, when everything is saved.
+    """
+    with (
+        StopRequest() as stop,
+        RunFolder(run_dir, to_yaml(config), overrides or [], resumed=config.resume is not None) as folder,
+    ):
+        streams = RandomStreams(config.seed)
+        device = instantiate(config.device)
+        corpus = instantiate(config.data, cache=config.paths.cache, mirror=config.paths.mirror)
+        tokenizer = _tokenizer(config, corpus, run_dir)
+        data = corpus.tokenize(tokenizer, context_length=config.model.context_length, seed=streams.number("data"))
+        model = instantiate(config.model, vocab_size=tokenizer.vocab_size, generator=streams.generator("init"))
+        task = instantiate(config.task, token_lengths=tokenizer.token_lengths())
+        optimizer = instantiate(config.optimizer, model)
+        steps = config.trainer.max_steps or math.ceil(
+            config.trainer.max_epochs * data.batches_per_epoch / config.trainer.accumulate
+        )
+        schedule = instantiate(config.schedule, total_steps=steps)
+        checkpoints = Checkpoints(
+            run_dir / "checkpoints",
+            keep_last=config.trainer.keep_last,
+            keep_best=config.trainer.keep_best,
+            keep_every=config.trainer.keep_every,
+        )
+        checkpoint = checkpoints.recover() if config.resume is not None else None
+        with _tracking(config, folder, checkpoint, sweep) as tracker:
+            trainer = Trainer(
+                model=model,
+                task=task,
+                data=data,
+                optimizer=optimizer,
+                schedule=schedule,
+                device=device,
+                streams=streams,
+                tracker=tracker,
+                checkpoints=checkpoints,
+                progress=Progress(
+                    total_steps=steps,
+                    log_seconds=config.trainer.log_seconds,
+                    peak_memory=device.peak_memory,
+                    bar=sweep is None,  # the bars of jobs side by side would overwrite each other
+                ),
+                sample=_sampler(config, model, tokenizer, streams),
+                identity={"tokenizer": tokenizer.fingerprint, "corpus": corpus.fingerprint, "model": repr(config.model)},
+                max_steps=steps,
+                accumulate=config.trainer.accumulate,
+                clip_norm=config.trainer.clip_norm,
+                ema_decay=config.trainer.ema_decay,
+                eval_every=config.trainer.eval_every,
+                eval_train_windows=config.trainer.eval_train_windows,
+                patience=config.trainer.patience,
+                checkpoint_every=config.trainer.checkpoint_every,
+                log_every=config.trainer.log_every,
+            )
+            if checkpoint is not None:
+                trainer.resume(checkpoint)
+            folder.state = state = trainer.state
+            log.info("run      %s", shown(run_dir))
+            log.info("data     %s", data)
+            log.info("tokens   %s, %s in the vocabulary", tokenizer.kind, f"{tokenizer.vocab_size:,}")
+            log.info("model    %s", model)
+            log.info("training %s", _plan(config, data, steps, state))
+            log.info("device   %s", device)
+            trainer.fit(stop)
+            folder.result["peak_memory_bytes"] = device.peak_memory()
+            _conclude(config, run_dir, state, device.peak_memory())
+            if not state.finished:
+                raise SystemExit(stop.exit_code)
+        return Result(run_dir, state.best, state)
+
+
+def _tokenizer(config: TrainConfig, corpus: TextCorpus, run_dir: Path) -> tokenizers.Tokenizer:
+    """The run's own tokenizer where it has one already; else a new one, learned once per corpus and settings."""
+    mine = run_dir / "tokenizer.json"
+    if config.resume is not None and mine.exists():
+        return tokenizers.load(mine)
+    settings = config.tokenizer
+    key = hashlib.sha256(f"{corpus.fingerprint} {json.dumps(asdict(settings), sort_keys=True)}".encode()).hexdigest()[:24]
+    cached = Path(config.paths.cache) / "tokenizers" / f"{corpus.name}-{key}.json"
+    if settings.learns_from and cached.exists():
+        with contextlib.suppress(tokenizers.TokenizerError):  # damaged: learn it again
+            tokenizer = tokenizers.load(cached)
+            tokenizers.save(tokenizer, mine)
+            return tokenizer
+    texts = corpus.texts(*settings.learns_from) if settings.learns_from else iter(())
+    tokenizer = instantiate(settings, texts)
+    if settings.learns_from:
+        tokenizers.save(tokenizer, cached)
+    tokenizers.save(tokenizer, mine)
+    return tokenizer
+
+
+@contextlib.contextmanager
+def _tracking(config: TrainConfig, folder: RunFolder, checkpoint: Checkpoint | None, sweep: str | None) -> Iterator[Tracker]:
+    """The run's own files and its logger, told at the end how the run ended."""
+    logger = instantiate(
+        config.logger,
+        run_dir=folder.path,
+        outputs=Path(config.paths.outputs),
+        config=asdict(config),
+        name=" ".join([config.name, *(o for o in folder.overrides if not o.startswith(_NOT_IN_NAME))])[:128],
+        job_type="train",
+        sweep=sweep,
+        overrides=folder.overrides,
+    )
+    resume_step = None if config.resume is None else checkpoint.step if checkpoint else -1
+    tracker = Trackers([RunFiles(folder.path, resume_step), logger])
+    try:
+        yield tracker
+        folder.end(None)
+    except BaseException as error:
+        folder.end(error)
+        raise
+    finally:
+        tracker.finish(folder.result["status"], folder.summary())
+
+
+def _sampler(
+    config: TrainConfig, model: nn.Module, tokenizer: tokenizers.Tokenizer, streams: RandomStreams
+) -> Callable[[int], dict[str, str]] | None:
+    """What continues config.sample_prompt in a random stream of its own, or None where no sample is wanted."""
+    if config.sample_prompt is None:
+        return None
+    prompt = tokenizer.encode(config.sample_prompt).tolist() or [tokenizer.end_of_text]
+
+    def sample(step: int) -> dict[str, str]:
+        tokens = generate(
+            model,
+            prompt,
+            **vars(config.sampling),
+            end_of_text=tokenizer.end_of_text,
+            generator=streams.generator("sample", step),
+        )
+        return {"prompt": config.sample_prompt, "text": tokenizer.decode(list(tokens))}
+
+    return sample
+
+
+def _plan(config: TrainConfig, data: WindowedData, steps: int, state: TrainState) -> str:
+    windows = config.data.batch_size * config.trainer.accumulate
+    epochs = steps * config.trainer.accumulate / data.batches_per_epoch
+    tokens = steps * windows * config.model.context_length
+    plan = (
+        f"{steps:,} steps of {windows} x {config.model.context_length} tokens, {tokens / 1e6:.2f}M in all, {epochs:.1f} epochs"
+    )
+    return f"{plan}; going on from step {state.step:,}" if config.resume is not None else plan
+
+
+def _conclude(config: TrainConfig, run_dir: Path, state: TrainState, peak_memory: int) -> None:
+    """Draw the loss and say how it ended and what one can do next."""
+    plot = plot_loss(run_dir, config.name)
+    best = f", best val/loss {state.best:.4f} at step {state.best_step:,}" if state.best is not None else ""
+    what = "finished" if state.finished else "stopped and saved"
+    log.info("%s at step %s in %s%s, peak memory %s", what, f"{state.step:,}", clock(state.seconds), best, size(peak_memory))
+    if plot is not None:
+        log.info("plot     %s", shown(plot))
+    if state.finished:
+        log.info("try      gpt2x-generate checkpoint=%s prompt=Once", shown(run_dir))
+    else:
+        log.info("go on    gpt2x-train resume=%s", shown(run_dir))

@@ -1,0 +1,135 @@
+"""The folder of a run: what was asked for, what was said, and how it ended, whatever happens."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import platform
+import subprocess
+import sys
+import time
+import traceback
+from importlib import metadata
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from gpt2x import __version__
+from gpt2x.errors import UserError
+from gpt2x.files import write_atomic
+from gpt2x.training.trainer import TrainState
+
+log = logging.getLogger("gpt2x")
+
+
+class RunFolder:
+    """Opens `path` for one run at a time and closes it with a result.json.
+
+    Inside the `with` block everything logged under "gpt2x" goes to the console and to run.log. `config_yaml` is
+    the resolved configuration. Set `state` as soon as there is one: the result tells how far it came.
+    Raises UserError if another process has the folder open, or if a new run would overwrite an older one.
+    """
+
+    def __init__(self, path: Path, config_yaml: str, overrides: list[str], *, resumed: bool):
+        self.path = Path(path)
+        self.config_yaml, self.overrides, self.resumed = config_yaml, overrides, resumed
+        self.state: TrainState | None = None
+        self.result: dict[str, Any] = {}
+
+    def __enter__(self) -> RunFolder:
+        from filelock import FileLock, Timeout
+
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(self.path / ".lock")
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise UserError(f"{self.path} is in use by another process; wait for it, or stop it") from None
+        if not self.resumed and (self.path / "config.yaml").exists():
+            self._lock.release()
+            raise UserError(f"{self.path} already holds a run; go on with it by resume={self.path}, or use another folder")
+        self._handlers = _log_handlers(self.path / "run.log")
+        self._level, self._propagate = log.level, log.propagate
+        log.setLevel(logging.INFO)
+        log.propagate = False
+        for handler in self._handlers:
+            log.addHandler(handler)
+        write_atomic(self.path / "config.yaml", self.config_yaml)
+        mode = "a" if self.resumed else "w"
+        with open(self.path / "overrides.txt", mode, encoding="utf-8") as file:
+            file.writelines(f"{override}\n" for override in self.overrides)
+        (self.path / "result.json").unlink(missing_ok=True)  # it told of an earlier end
+        self._started = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.end(error)
+        self.result |= {
+            "config_hash": hashlib.sha256(self.config_yaml.encode()).hexdigest(),
+            "overrides": self.overrides,
+            "started": self._started,
+            "versions": versions(),
+            "git_commit": git_commit(),
+            "platform": platform.platform(),
+        }
+        try:
+            write_atomic(self.path / "result.json", json.dumps(self.result, indent=2) + "\n")
+        finally:
+            for handler in self._handlers:
+                log.removeHandler(handler)
+                handler.close()
+            log.setLevel(self._level)
+            log.propagate = self._propagate
+            self._lock.release()
+
+    def end(self, error: BaseException | None) -> None:
+        """Note how the run ended: by this exception, or by itself."""
+        if "status" in self.result:
+            return
+        self.result["status"] = "finished"
+        if isinstance(error, (SystemExit, KeyboardInterrupt)):
+            self.result["status"] = "interrupted"
+        elif error is not None:
+            self.result |= {"status": "failed", "error": str(error) or type(error).__name__}
+            text = "".join(traceback.format_exception(error))
+            # To run.log alone: the command prints the error itself.
+            self._handlers[1].handle(log.makeRecord(log.name, logging.ERROR, __file__, 0, text, (), None))
+        self.result |= self.summary()
+
+    def summary(self) -> dict[str, Any]:
+        """How far the run came."""
+        state = self.state
+        if state is None:
+            return {"metric": None}
+        return {
+            "metric": {"name": "val/loss", "value": state.best, "step": state.best_step} if state.best is not None else None,
+            "last": state.metrics,
+            "steps": state.step,
+            "tokens": state.tokens,
+            "seconds": state.seconds,
+        }
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides the numbers."""
+    named = {name: metadata.version(name) for name in ("torch", "numpy", "tiktoken", "hydra-core", "wandb")}
+    return {"gpt2x": __version__, "python": platform.python_version()} | named
+
+
+def git_commit() -> str | None:
+    """The commit of the checkout that gpt2x runs from, "-dirty" appended if files differ from it; None outside one."""
+    here = Path(__file__).resolve().parent
+    try:
+        commit = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        return subprocess.run(commit, capture_output=True, text=True, check=True, timeout=5).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _log_handlers(path: Path) -> list[logging.Handler]:
+    console = logging.StreamHandler(sys.stdout)
+    console.setFormatter(logging.Formatter("%(message)s"))
+    file = logging.FileHandler(path, encoding="utf-8")
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    return [console, file]

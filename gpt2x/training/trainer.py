@@ -1,0 +1,273 @@
+"""The one training loop.
+
+It knows no task and no file format: a task gives it losses and metrics, the data its batches, the checkpoints a
+place for its state. All that changes from one step to the next is in the weights, the optimizer, the average
+and a handful of counters; everything random is a function of the step (streams.py, data/windows.py). That is why
+a run that goes on from a checkpoint gives the same bits as one that was never stopped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from gpt2x.data.windows import WindowedData
+from gpt2x.device import Device
+from gpt2x.errors import UserError
+from gpt2x.tracking.console import Progress
+from gpt2x.tracking.tracker import Tracker
+from gpt2x.training.checkpoint import Checkpoint, Checkpoints
+from gpt2x.training.ema import EMA
+from gpt2x.training.schedule import Schedule
+from gpt2x.training.signals import StopRequest
+from gpt2x.training.streams import RandomStreams
+
+log = logging.getLogger(__name__)
+
+
+class NonFiniteError(UserError):
+    """The loss or the gradient became infinite or not a number."""
+
+
+@dataclass
+class TrainState:
+    """The counters of a run; with the tensors of a checkpoint they are all of its state."""
+
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    best: float | None = None  # lowest value of the task's metric so far, and the step it was reached at
+    best_step: int | None = None
+    evaluations_since_best: int = 0
+    evaluated_step: int = -1  # the last step that was evaluated: an evaluation cut short is made again
+    metrics: dict[str, float] = field(default_factory=dict)  # the last evaluation's
+    finished: bool = False
+
+
+class Trainer:
+    """Trains `model` on `data` for `task`; see TrainerConfig for the settings.
+
+    `sample(step)` makes a text to look at after an evaluation, or is None. `identity` is saved with every
+    checkpoint and must be the same for one to be loaded: whose weights these are.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        task: Any,
+        data: WindowedData,
+        optimizer: torch.optim.Optimizer,
+        schedule: Schedule,
+        device: Device,
+        streams: RandomStreams,
+        tracker: Tracker,
+        checkpoints: Checkpoints,
+        progress: Progress,
+        sample: Callable[[int], dict[str, str]] | None,
+        identity: dict[str, Any],
+        max_steps: int,
+        accumulate: int,
+        clip_norm: float | None,
+        ema_decay: float | None,
+        eval_every: int,
+        eval_train_windows: int,
+        patience: int | None,
+        checkpoint_every: int | None,
+        log_every: int,
+    ):
+        self.model, self.task, self.data, self.optimizer, self.schedule = model, task, data, optimizer, schedule
+        self.device, self.streams, self.tracker, self.checkpoints = device, streams, tracker, checkpoints
+        self.progress, self.sample, self.identity = progress, sample, identity
+        self.max_steps, self.accumulate, self.clip_norm = max_steps, accumulate, clip_norm
+        self.eval_every, self.eval_train_windows, self.patience = eval_every, eval_train_windows, patience
+        self.checkpoint_every, self.log_every = checkpoint_every or eval_every, log_every
+        self.parameters = dict(model.named_parameters())
+        self.peak_lrs = [group["lr"] for group in optimizer.param_groups]
+        self.forward = device.prepare(model)
+        self.ema = EMA(model, ema_decay) if ema_decay is not None else None
+        self.state = TrainState()
+        self.saved = (-1, -1)  # the step of the newest checkpoint, and the last evaluation it knows of
+        self.interval = [0, 0.0]  # tokens and seconds of training since the last logged row
+
+    def fit(self, stop: StopRequest) -> TrainState:
+        """Train to the end, or until `stop`; the state and its checkpoint are then saved either way."""
+        self._clock = time.perf_counter()
+        state = self.state
+        row: dict[str, Any] = {}
+        with stop.deferred(), self.progress.running(state.step):
+            while True:
+                due = state.step % self.eval_every == 0 or state.step == self.max_steps
+                if due and state.evaluated_step != state.step and not stop() and (metrics := self._evaluate(stop)):
+                    row |= metrics
+                if row:
+                    self.tracker.log({"step": state.step, "tokens": state.tokens, "seconds": self._seconds()} | row)
+                if self._is_over():
+                    state.finished = True
+                new_best = self.checkpoints.keep_best and state.best_step == state.step
+                if state.step and (stop() or state.finished or new_best or state.step % self.checkpoint_every == 0):
+                    self._save()
+                if stop() or state.finished:
+                    return state
+                row = self._train_step()
+
+    def resume(self, checkpoint: Checkpoint) -> None:
+        """Take up all of a checkpoint's state. Raises UserError if it belongs to another tokenizer, corpus or model."""
+        saved = checkpoint.state
+        for name, mine in self.identity.items():
+            if saved["identity"].get(name) != mine:
+                raise UserError(
+                    f"{checkpoint.folder} belongs to another {name}: it has {saved['identity'].get(name)}, "
+                    f"this run has {mine}\n  A run can only go on with what it started with; start a new one instead."
+                )
+        with torch.no_grad():
+            for name, weight in checkpoint.tensors("model").items():
+                self.parameters[name].copy_(weight)
+        moments = checkpoint.tensors("optimizer")
+        state_of = {}
+        for name, parameter in self.parameters.items():
+            prefix = f"{name}/"
+            state_of[parameter] = {key[len(prefix) :]: t for key, t in moments.items() if key.startswith(prefix)}
+        index = {p: i for i, p in enumerate(p for group in self.optimizer.param_groups for p in group["params"])}
+        whole = self.optimizer.state_dict()
+        whole["state"] = {index[p]: s for p, s in state_of.items() if s}
+        self.optimizer.load_state_dict(whole)
+        if self.ema is not None:
+            self.ema.load(checkpoint.tensors("ema"))
+        self.state = TrainState(**saved["trainer"])
+        self.state.finished = False  # the end may have been moved
+        self.saved = (self.state.step, self.state.evaluated_step)
+
+    # -- one step -------------------------------------------------------------------------------------------
+
+    def _train_step(self) -> dict[str, Any]:
+        """Take one optimizer step; returns the row to log, empty on most steps."""
+        state, started = self.state, time.perf_counter()
+        multiplier = self.schedule(state.step)
+        for group, peak in zip(self.optimizer.param_groups, self.peak_lrs, strict=True):
+            group["lr"] = peak * multiplier
+        self.model.train()
+        self.streams.seed_dropout(state.step)
+        first = state.step * self.accumulate
+        batches = [self.data.train_batch(first + i).to(self.device.torch_device) for i in range(self.accumulate)]
+        weight = sum(batch.weight for batch in batches)
+        loss = 0.0
+        for batch in batches:
+            with self.device.autocast():
+                # Divided by the weight of all micro-batches, so that their sum is the mean over the whole step.
+                share = self.task.loss(self.forward, batch) / weight
+            share.backward()
+            loss += share.item()
+        log_now = (state.step + 1) % self.log_every == 0 or state.step + 1 == self.max_steps
+        norm = 0.0
+        if self.clip_norm is not None or log_now:
+            norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.clip_norm or math.inf).item()
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            self._give_up(loss, norm, batches)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.ema is not None:
+            self.ema.update(state.step)
+        state.step += 1
+        state.tokens += weight
+        self.interval[0] += weight
+        self.interval[1] += time.perf_counter() - started
+        speed = self.interval[0] / self.interval[1]
+        self.progress.step(state.step, loss, speed)
+        if not log_now:
+            return {}
+        self.interval = [0, 0.0]
+        lr = self.optimizer.param_groups[0]["lr"]
+        return {"train/loss": loss, "lr": lr, "grad_norm": norm, "tokens_per_s": speed}
+
+    def _give_up(self, loss: float, norm: float, batches: list) -> None:
+        last = self.checkpoints.steps()
+        good = f"the last good checkpoint is {self.checkpoints.folder / f'step-{last[-1]:08d}'}" if last else "none was saved"
+        raise NonFiniteError(
+            f"the training diverged at step {self.state.step + 1}: loss {loss}, gradient norm {norm}\n"
+            f"  batch: {'; '.join(batch.description for batch in batches)}\n"
+            f"  The step was not taken; {good}.\n"
+            f"  Try a lower optimizer.lr, more schedule.warmup_steps, or a smaller trainer.clip_norm."
+        )
+
+    # -- evaluation -----------------------------------------------------------------------------------------
+
+    def _evaluate(self, stop: StopRequest) -> dict[str, float] | None:
+        """Metrics of the whole validation split with what training keeps as its result; None if stopped."""
+        state = self.state
+        self.model.eval()
+        with self.ema.applied() if self.ema is not None else contextlib.nullcontext():
+            row = self._measure("val", None, stop)
+            if row is not None and self.eval_train_windows:
+                train = self._measure("train", self.eval_train_windows, stop)
+                row = row | {f"train_eval/{k[6:]}": v for k, v in train.items()} if train is not None else None
+            if row is None:
+                return None
+            state.evaluated_step, state.metrics = state.step, row
+            value = row.get(self.task.metric)
+            if value is not None:
+                if state.best is None or value < state.best:
+                    state.best, state.best_step, state.evaluations_since_best = value, state.step, 0
+                else:
+                    state.evaluations_since_best += 1
+            self.progress.evaluated(state.step, row, best=state.best_step == state.step)
+            if self.sample is not None:
+                sample = self.sample(state.step)
+                self.tracker.sample({"step": state.step} | sample)
+                self.progress.sampled(sample)
+        return row
+
+    def _measure(self, split: str, max_windows: int | None, stop: StopRequest) -> dict[str, float] | None:
+        if not self.data.n_eval_tokens(split):
+            return {}
+        batches = (batch.to(self.device.torch_device) for batch in self.data.eval_batches(split, max_windows))
+        with self.device.autocast():
+            metrics = self.task.evaluate(self.model, batches, stop)
+        return None if metrics is None else {f"{split}/{name}": value for name, value in metrics.items()}
+
+    # -- ending and saving ----------------------------------------------------------------------------------
+
+    def _is_over(self) -> bool:
+        state = self.state
+        if self.patience is not None and state.evaluations_since_best >= self.patience:
+            log.info("stopping early: no better %s for %d evaluations", self.task.metric, self.patience)
+            return True
+        return state.step >= self.max_steps
+
+    def _seconds(self) -> float:
+        """Seconds of work so far, those before a resume included."""
+        now = time.perf_counter()
+        self.state.seconds += now - self._clock
+        self._clock = now
+        return round(self.state.seconds, 3)
+
+    def _save(self) -> None:
+        now = (self.state.step, self.state.evaluated_step)
+        if self.saved == now:
+            return
+        self._seconds()
+        moments = {}
+        for name, parameter in self.parameters.items():
+            for key, value in self.optimizer.state.get(parameter, {}).items():
+                if isinstance(value, torch.Tensor):
+                    moments[f"{name}/{key}"] = value
+        tensors = {"model": self.parameters, "optimizer": moments}
+        if self.ema is not None:
+            tensors["ema"] = self.ema.average
+        state = {
+            "step": self.state.step,
+            "best_step": self.state.best_step,
+            "trainer": asdict(self.state),
+            "identity": self.identity,
+            "threads": self.device.threads,
+        }
+        self.checkpoints.save(state, tensors)
+        self.saved = now

@@ -1,0 +1,77 @@
+"""A stand-in for training and generation, so that the command line can be tested in milliseconds."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+
+from gpt2x import commands
+from gpt2x.config.compose import to_yaml
+
+
+@dataclass
+class Outcome:
+    code: int
+    out: str
+    err: str
+
+
+@dataclass
+class Fake:
+    """What was run, and what the next runs shall raise, by seed."""
+
+    runs: list[SimpleNamespace] = field(default_factory=list)
+    raises: dict[int, BaseException] = field(default_factory=dict)
+
+    def train(self, config: Any, run_dir: Path, *, overrides: list[str], sweep: str | None = None) -> SimpleNamespace:
+        (run_dir / "config.yaml").write_text(to_yaml(config))
+        self.runs.append(SimpleNamespace(config=config, run_dir=run_dir, overrides=overrides, sweep=sweep))
+        if config.seed in self.raises:
+            raise self.raises[config.seed]
+        return SimpleNamespace(metric=float(config.seed))
+
+    def generate(self, config: Any) -> None:
+        self.runs.append(SimpleNamespace(config=config))
+
+
+@pytest.fixture
+def fake(monkeypatch, tmp_path):
+    fake = Fake()
+    monkeypatch.chdir(tmp_path)
+    for name, function in (("training", "train"), ("generation", "generate")):
+        module = ModuleType(f"gpt2x.{name}.run")
+        setattr(module, function, getattr(fake, function))
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    return fake
+
+
+@pytest.fixture
+def train(fake, capsys):
+    """Run gpt2x-train in this process: `train("seed=2")` gives its exit code and what it printed."""
+    return _runner(commands.train, capsys)
+
+
+@pytest.fixture
+def generate(fake, capsys):
+    return _runner(commands.generate, capsys)
+
+
+def _runner(command, capsys):
+    def run(*argv: str) -> Outcome:
+        try:
+            code = command(list(argv))
+        except SystemExit as exit:
+            code = exit.code
+        return Outcome(code, *capsys.readouterr())
+
+    return run
+
+
+def files(folder: Path) -> list[str]:
+    """Everything below a folder."""
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))

@@ -1,0 +1,69 @@
+"""What several test folders share: small configurations of real runs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from gpt2x.config.schema import GROUPS, PathsConfig, TrainConfig
+from gpt2x.training.config import TrainerConfig
+
+TEXT = (Path(__file__).parent.parent / "gpt2x" / "data" / "storybook.txt").read_text()[:12_000]
+
+
+@pytest.fixture(autouse=True)
+def torch_switches():
+    """Put torch's process-wide switches, which a run sets, back to their defaults."""
+    import torch
+
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(False)
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(scope="session")
+def mirror() -> Path:
+    """The folder of public data files that tests may read; the test is skipped where there is none."""
+    folder = os.environ.get("GPT2X_MIRROR")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("GPT2X_MIRROR names no folder with the public data files")
+    return Path(folder)
+
+
+@pytest.fixture
+def small_run(tmp_path):
+    """Make the configuration of a run that takes a second or two: `small_run(**{"trainer.max_steps": 5})`."""
+    text = tmp_path / "text.txt"
+    text.write_text(TEXT)
+
+    def make(**changes) -> TrainConfig:
+        settings = {
+            "model": dict(n_layer=2, n_head=2, n_embd=16, context_length=16, dropout=0.1, attention="sdpa"),
+            "tokenizer": dict(_target_="gpt2x.tokenizer.bpe.BPETokenizer.from_corpus", vocab_size=300),
+            "data": dict(path=str(text), batch_size=4),
+            "task": {},
+            "optimizer": dict(_target_="gpt2x.training.optimizer.adamw", lr=3e-3),
+            "schedule": dict(_target_="gpt2x.training.schedule.Cosine", warmup_steps=2),
+            "device": dict(threads=1),
+            "logger": dict(_target_="gpt2x.tracking.tracker.NullTracker"),
+            "sampling": dict(max_new_tokens=5, temperature=1.0),
+            "trainer": dict(max_steps=12, eval_every=4, log_every=1),
+        }
+        root = dict(
+            name="test", paths=PathsConfig(outputs=str(tmp_path / "outputs"), cache=str(tmp_path / "cache"), mirror=None)
+        )
+        for key, value in changes.items():
+            group, _, name = key.rpartition(".")
+            (settings[group] if group else root)[name] = value
+        built = {"trainer": TrainerConfig(**settings.pop("trainer"))}
+        for group, values in settings.items():
+            target = values.get("_target_")
+            cls = next(c for c in GROUPS[group] if target is None or c._target_ == target)
+            built[group] = cls(**values)
+        return TrainConfig(**root, **built)
+
+    return make

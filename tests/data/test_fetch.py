@@ -1,0 +1,303 @@
+"""Fetching from a real server on the loopback: checked, resumed, remembered, and never half there."""
+
+from __future__ import annotations
+
+import hashlib
+import http.server
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gpt2x.data.fetch import fetch
+from gpt2x.errors import UserError
+
+CONTENT = bytes(range(256)) * 1000
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Serves `content` for every path; notes each request's Range header (None without one)."""
+
+    daemon_threads = True
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.content, self.requests = CONTENT, []
+        self.ranges = True  # answer Range headers
+        self.cut_at: int | None = None  # break the connection after this many bytes of the answer
+        self.chunked = False  # do not say how long the answer is
+        self.status: int | None = None
+        self.seconds = 0.0
+
+    def url(self, name: str = "file.txt") -> str:
+        return f"http://127.0.0.1:{self.server_port}/some/folder/{name}"
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        server, wanted = self.server, self.headers.get("Range")
+        server.requests.append(wanted)
+        time.sleep(server.seconds)
+        if server.status is not None:
+            return self.send_error(server.status)
+        body, status = server.content, 200
+        if wanted and server.ranges:
+            first = int(wanted.removeprefix("bytes=").removesuffix("-"))
+            if first >= len(body):
+                return self.send_error(416)
+            body, status = body[first:], 206
+        self.send_response(status)
+        if status == 206:
+            self.send_header("Content-Range", f"bytes {first}-{len(server.content) - 1}/{len(server.content)}")
+        self.send_header(*(("Transfer-Encoding", "chunked") if server.chunked else ("Content-Length", str(len(body)))))
+        self.send_header("Connection", "close")
+        self.end_headers()
+        if server.chunked:
+            self.wfile.write(b"%x\r\n" % len(body))
+        self.wfile.write(body[: server.cut_at])
+        if server.chunked and server.cut_at is None:
+            self.wfile.write(b"\r\n0\r\n\r\n")
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch) -> Iterator[Server]:
+    monkeypatch.setenv("no_proxy", "*")
+    with Server() as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def cache(tmp_path) -> Path:
+    return tmp_path / "cache" / "downloads"
+
+
+def visible(folder: Path) -> set[str]:
+    """What lies in the cache beside locks and notes."""
+    return {p.name for p in folder.iterdir() if p.suffix not in (".lock", ".sha256")} if folder.exists() else set()
+
+
+# -- what works ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sha256", [SHA256, None])
+@pytest.mark.parametrize("chunked", [False, True])
+def test_it_downloads_once(server, cache, sha256, chunked):
+    server.chunked = chunked
+    path = fetch(server.url(), file="name.txt", sha256=sha256, cache=cache)
+    assert path == cache / "name.txt"
+    assert path.read_bytes() == CONTENT
+    assert fetch(server.url(), file="name.txt", sha256=sha256, cache=cache) == path
+    assert server.requests == [None]
+    assert visible(cache) == {"name.txt"}
+
+
+def test_an_empty_file_is_a_file(server, cache):
+    server.content = b""
+    assert fetch(server.url(), file="name.txt", sha256=hashlib.sha256(b"").hexdigest(), cache=cache).read_bytes() == b""
+
+
+def test_an_interrupted_download_goes_on_where_it_broke(server, cache):
+    server.cut_at = 100_000
+    with pytest.raises(UserError, match=r"the connection broke after 100,000 of 256,000 bytes") as error:
+        fetch(server.url(), file="name.txt", sha256=SHA256, cache=cache)
+    assert "the next try goes on from there" in str(error.value)
+    assert visible(cache) == {"name.txt.part"}  # nothing that could be taken for the file
+    with pytest.raises(UserError, match="200,000 of 256,000"):
+        fetch(server.url(), file="name.txt", sha256=SHA256, cache=cache)
+    server.cut_at = None
+    assert fetch(server.url(), file="name.txt", sha256=SHA256, cache=cache).read_bytes() == CONTENT
+    assert server.requests == [None, "bytes=100000-", "bytes=200000-"]
+    assert visible(cache) == {"name.txt"}
+
+
+def test_a_server_that_cannot_resume_is_asked_for_all_of_it(server, cache):
+    server.cut_at, server.ranges = 100_000, False
+    with pytest.raises(UserError, match="the connection broke"):
+        fetch(server.url(), file="name.txt", sha256=SHA256, cache=cache)
+    server.cut_at = None
+    assert fetch(server.url(), file="name.txt", sha256=SHA256, cache=cache).read_bytes() == CONTENT
+    assert server.requests == [None, "bytes=100000-"]
+
+
+def test_an_answer_of_unknown_length_that_breaks_off_is_noticed_and_resumed(server, cache):
+    server.chunked, server.cut_at = True, 100_000
+    with pytest.raises(UserError, match="cannot fetch"):
+        fetch(server.url(), file="name.txt", sha256=SHA256, cache=cache)
+    assert "name.txt" not in visible(cache)
+    server.cut_at = None
+    assert fetch(server.url(), file="name.txt", sha256=SHA256, cache=cache).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("sha256", [SHA256, None])
+def test_a_part_that_is_already_whole_is_taken(server, cache, sha256):
+    cache.mkdir(parents=True)
+    (cache / "name.txt.part").write_bytes(CONTENT)  # killed between the last byte and the renaming
+    assert fetch(server.url(), file="name.txt", sha256=sha256, cache=cache).read_bytes() == CONTENT
+    assert server.requests == ["bytes=256000-"]
+
+
+def test_a_damaged_file_in_the_cache_is_fetched_again(server, cache, caplog):
+    path = fetch(server.url(), file="name.txt", sha256=SHA256, cache=cache)
+    path.write_bytes(CONTENT[:-1] + b"!")
+    assert fetch(server.url(), file="name.txt", sha256=SHA256, cache=cache).read_bytes() == CONTENT
+    assert len(server.requests) == 2
+    assert f"{path} is damaged" in caplog.text
+
+
+def test_a_file_put_there_by_hand_needs_no_server(cache):
+    cache.mkdir(parents=True)
+    (cache / "name.txt").write_bytes(CONTENT)
+    for sha256 in (SHA256, None):
+        assert fetch("http://127.0.0.1:9/name.txt", file="name.txt", sha256=sha256, cache=cache) == cache / "name.txt"
+
+
+def test_two_processes_at_once_download_once(server, cache):
+    server.seconds = 0.5
+    program = "import sys; from gpt2x.data.fetch import fetch; from pathlib import Path; url, sha256, cache = sys.argv[1:]\n"
+    program += "print(fetch(url, file='name.txt', sha256=sha256, cache=Path(cache)).read_bytes() == bytes(range(256)) * 1000)"
+    command = [sys.executable, "-c", program, server.url(), SHA256, str(cache)]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    runs = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    assert [run.communicate(timeout=60)[0] for run in runs] == ["True\n", "True\n"]
+    assert server.requests == [None]
+
+
+# -- the mirror ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sha256", [SHA256, None])
+def test_the_mirror_comes_first_and_nothing_is_copied(server, cache, tmp_path, sha256):
+    mirror = tmp_path / "mirror"
+    mirror.mkdir()
+    (mirror / "name.txt").write_bytes(CONTENT)
+    assert fetch(server.url(), file="name.txt", sha256=sha256, cache=cache, mirror=mirror) == mirror / "name.txt"
+    assert server.requests == []
+    assert not cache.exists()
+
+
+def test_a_mirror_with_another_content_or_without_the_file_is_passed_over(server, cache, tmp_path, caplog):
+    mirror = tmp_path / "mirror"
+    assert fetch(server.url(), file="a.txt", sha256=SHA256, cache=cache, mirror=mirror) == cache / "a.txt"
+    mirror.mkdir()
+    assert fetch(server.url(), file="b.txt", sha256=SHA256, cache=cache, mirror=mirror) == cache / "b.txt"
+    assert not caplog.records
+    (mirror / "c.txt").write_bytes(CONTENT + b"\n")
+    assert fetch(server.url(), file="c.txt", sha256=SHA256, cache=cache, mirror=mirror) == cache / "c.txt"
+    assert str(mirror / "c.txt") in caplog.text
+    assert (mirror / "c.txt").read_bytes() == CONTENT + b"\n"  # a mirror is read, never changed
+    assert len(server.requests) == 3
+
+
+# -- what is refused ----------------------------------------------------------------------------------------
+
+
+def test_another_content_than_the_pinned_one_is_refused_and_thrown_away(server, cache):
+    server.content = CONTENT + b"more"
+    with pytest.raises(UserError) as error:
+        fetch(server.url(), file="name.txt", sha256=SHA256, cache=cache)
+    actual = hashlib.sha256(CONTENT + b"more").hexdigest()
+    for part in (server.url(), SHA256, actual, f"data.sha256={actual}"):
+        assert part in str(error.value)
+    assert visible(cache) == set()
+    server.content = CONTENT
+    assert fetch(server.url(), file="name.txt", sha256=SHA256, cache=cache).read_bytes() == CONTENT
+
+
+def test_a_part_of_another_version_is_thrown_away(server, cache):
+    cache.mkdir(parents=True)
+    (cache / "name.txt.part").write_bytes(b"an older version")
+    with pytest.raises(UserError, match="does not have the expected content"):
+        fetch(server.url(), file="name.txt", sha256=SHA256, cache=cache)
+    assert fetch(server.url(), file="name.txt", sha256=SHA256, cache=cache).read_bytes() == CONTENT
+
+
+def test_without_a_published_hash_the_first_one_is_remembered_and_then_checked(server, cache, caplog):
+    path = fetch(server.url(), file="name.txt", sha256=None, cache=cache)
+    path.write_bytes(b"damaged")
+    assert fetch(server.url(), file="name.txt", sha256=None, cache=cache).read_bytes() == CONTENT
+    assert "damaged" in caplog.text
+    path.unlink()
+    server.content = b"the publisher changed it"
+    with pytest.raises(UserError, match="does not have the expected content") as error:
+        fetch(server.url(), file="name.txt", sha256=None, cache=cache)
+    changed = hashlib.sha256(server.content).hexdigest()
+    assert f"data.sha256={changed}" in str(error.value)
+    assert fetch(server.url(), file="name.txt", sha256=changed, cache=cache).read_bytes() == server.content
+
+
+@pytest.mark.parametrize("pinned", [SHA256, None])
+def test_another_address_with_the_same_file_name_is_not_served_from_the_cache(server, cache, pinned):
+    fetch(server.url("a/input.txt"), file="input.txt", sha256=pinned, cache=cache)
+    server.content = b"another corpus"
+    with pytest.raises(UserError, match=r"data\.file=NAME") as error:
+        fetch(server.url("b/input.txt"), file="input.txt", sha256=None, cache=cache)
+    assert server.url("a/input.txt") in str(error.value)
+    assert server.url("b/input.txt") in str(error.value)
+    other = fetch(server.url("b/input.txt"), file="b-input.txt", sha256=None, cache=cache)
+    assert other.read_bytes() == b"another corpus"
+    assert (cache / "input.txt").read_bytes() == CONTENT
+
+
+def says_what_to_do(message: str, url: str, cache: Path) -> bool:
+    return all(part in message for part in (f"cannot fetch {url}", str(cache / "name.txt"), "paths.mirror=", "GPT2X_MIRROR="))
+
+
+@pytest.mark.parametrize("status", [404, 403, 500])
+def test_an_http_error_is_told_with_address_cache_and_mirror(server, cache, status):
+    server.status = status
+    with pytest.raises(UserError, match=f"HTTP status {status}") as error:
+        fetch(server.url(), file="name.txt", sha256=SHA256, cache=cache)
+    assert says_what_to_do(str(error.value), server.url(), cache)
+    assert visible(cache) == set()
+
+
+def test_a_dead_server_is_told_with_address_cache_and_mirror(cache, monkeypatch):
+    monkeypatch.setenv("no_proxy", "*")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        url = f"http://127.0.0.1:{free.getsockname()[1]}/name.txt"
+    with pytest.raises(UserError, match="refused") as error:
+        fetch(url, file="name.txt", sha256=SHA256, cache=cache)
+    assert says_what_to_do(str(error.value), url, cache)
+
+
+def test_a_server_that_hangs_up_or_talks_nonsense_is_told_too(cache, monkeypatch):
+    monkeypatch.setenv("no_proxy", "*")
+    for answer in (b"", b"SSH-2.0-OpenSSH_9.2\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: many\r\n\r\n"):
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+
+            def serve(listener=listener, answer=answer):
+                connection, _ = listener.accept()
+                with connection:
+                    connection.recv(10_000)
+                    connection.sendall(answer)
+
+            thread = threading.Thread(target=serve)
+            thread.start()
+            url = f"http://127.0.0.1:{listener.getsockname()[1]}/name.txt"
+            with pytest.raises(UserError) as error:
+                fetch(url, file="name.txt", sha256=SHA256, cache=cache)
+            thread.join()
+        assert says_what_to_do(str(error.value), url, cache)
+
+
+@pytest.mark.parametrize("url", ["example.txt", "no-such-scheme://host/name.txt", "http://exa mple/name.txt", "http://[::1/x"])
+def test_an_address_that_is_none_is_told(cache, url):
+    with pytest.raises(UserError) as error:
+        fetch(url, file="name.txt", sha256=None, cache=cache)
+    assert says_what_to_do(str(error.value), url, cache)
