@@ -63,6 +63,8 @@ class Command:
             return code
         except UserError as error:
             return _report(self.name, error)
+        except SystemExit as error:  # a job's exit code, carried past Hydra
+            return error.code
         except KeyboardInterrupt:
             print(f"{self.name}: interrupted", file=sys.stderr)
             return 130

@@ -167,11 +167,14 @@ class Trainer:
             share.backward()
             loss += share.item()
         log_now = (state.step + 1) % self.log_every == 0 or state.step + 1 == self.max_steps
+        gradients = [parameter.grad for parameter in self.parameters.values() if parameter.grad is not None]
         norm = 0.0
         if self.clip_norm is not None or log_now:
-            norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.clip_norm or math.inf).item()
+            norm = nn.utils.get_total_norm(gradients).item()
         if not (math.isfinite(loss) and math.isfinite(norm)):
             self._give_up(loss, norm, batches)
+        if self.clip_norm is not None and norm > self.clip_norm:
+            torch._foreach_mul_(gradients, self.clip_norm / norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema is not None:

@@ -406,7 +406,8 @@ def test_missing_texts_are_named(tmp_path):
             corpus(tmp_path, path=str(path))
         assert str(path) in str(error.value)
         with pytest.raises(ConfigError, match="no such file, folder or glob match"):
-            TextConfig(path=str(path)).check()
+            TextConfig(path=str(path)).check_available()
+    TextConfig(path=str(tmp_path / "*")).check_available()
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "page.html").touch()
     with pytest.raises(UserError, match=r"the folder holds no \.md or \.txt file"):

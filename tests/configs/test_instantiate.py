@@ -1,0 +1,101 @@
+"""Every YAML under configs/ becomes the object it describes."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+
+from gpt2x.config.compose import Composer
+from gpt2x.config.instantiate import instantiate
+from gpt2x.config.schema import GROUPS, TrainConfig
+from gpt2x.data.text import TextCorpus
+from gpt2x.device import Device
+from gpt2x.tracking.tracker import Tracker
+
+CONFIGS = Path(__file__).parent.parent.parent / "configs"
+FILES = [
+    (folder.name, path.stem)
+    for folder in sorted(CONFIGS.iterdir())
+    if folder.is_dir()
+    for path in sorted(folder.glob("*.yaml"))
+]
+PARAMETERS = {  # of the published models (Radford et al., 2019; the paper's table 2 rounds them)
+    "gpt2": 124_439_808,
+    "gpt2-medium": 354_823_168,
+    "gpt2-large": 774_030_080,
+    "gpt2-xl": 1_557_611_200,
+}
+
+
+def compose(*overrides: str) -> TrainConfig:
+    composer = Composer("train", TrainConfig)
+    return composer.config(composer.read(list(overrides)))
+
+
+def test_every_group_has_a_file():
+    assert {group for group, _ in FILES} == {*GROUPS, "experiment"}
+
+
+@pytest.mark.parametrize(("group", "choice"), FILES, ids=lambda value: value)
+def test_every_file_becomes_its_object(group, choice, tmp_path, request):
+    if group == "data":
+        make_data(choice, tmp_path, request)
+        return
+    config = compose(f"{group}={choice}")
+    if group == "model":
+        with torch.device("meta"):
+            model = instantiate(config.model, vocab_size=50257)
+        assert model.n_parameters() == PARAMETERS.get(choice, model.n_parameters())
+    elif group == "tokenizer":
+        tokenizer = instantiate(config.tokenizer, ["the cat sat on the mat, the rat sat on the cat"] * 50)
+        assert tokenizer.decode(tokenizer.encode("the cat")) == "the cat"
+    elif group == "task":
+        instantiate(config.task, token_lengths=[1, 1])
+    elif group == "optimizer":
+        assert instantiate(config.optimizer, torch.nn.Linear(2, 2)).param_groups[0]["lr"] == config.optimizer.lr
+    elif group == "schedule":
+        assert 0 < instantiate(config.schedule, total_steps=100)(0) <= 1
+    elif group == "device":
+        make_device(config, choice)
+    elif group == "logger":
+        about = dict(run_dir=tmp_path, outputs=tmp_path, config={}, name="x", job_type="train", sweep=None, overrides=[])
+        config.logger.__dict__.update({"mode": "disabled"} if choice == "wandb" else {})
+        assert isinstance(instantiate(config.logger, **about), Tracker)
+    elif group == "sampling":
+        assert config.sampling.max_new_tokens > 0
+    else:
+        assert group == "experiment"
+        assert config.name == choice
+
+
+def make_device(config: TrainConfig, choice: str) -> None:
+    from gpt2x.config.option import ConfigError
+
+    try:
+        config.device.check_available()
+    except ConfigError as error:
+        pytest.skip(f"device={choice} is refused on this machine: {error}")
+    device = instantiate(config.device)
+    assert isinstance(device, Device)
+    with device.autocast():
+        product = torch.ones(2, 2, device=device.torch_device) @ torch.ones(2, 2, device=device.torch_device)
+    assert product.dtype == (torch.bfloat16 if config.device.precision == "bf16" else torch.float32)
+
+
+def make_data(choice: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    more = []
+    if choice == "text":
+        (tmp_path / "mine.txt").write_text("my own words " * 100)
+        more = [f"data.path={tmp_path / 'mine.txt'}"]
+    elif choice == "tinystories":
+        more = ["data.file=tinystories-sample.txt"]
+    mirror = None if choice in ("text", "storybook") else request.getfixturevalue("mirror")
+    config = compose(f"data={choice}", *more)
+    corpus = instantiate(config.data, cache=tmp_path / "cache", mirror=mirror)
+    assert isinstance(corpus, TextCorpus)
+    assert len(next(corpus.texts("train"))) > 0
+    assert len(next(corpus.texts("val"))) > 0
+    assert asdict(config.data)["name"] == choice

@@ -1,0 +1,79 @@
+"""The project as a whole: its layout, its wheel, and what imports what."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SOURCES = sorted((ROOT / "gpt2x").rglob("*.py"))
+
+
+def test_only_the_config_package_knows_hydra_and_omegaconf():
+    pattern = re.compile(r"^\s*(import|from)\s+(hydra|omegaconf)\b", re.MULTILINE)
+    users = {path.relative_to(ROOT).parts[1] for path in SOURCES if pattern.search(path.read_text(encoding="utf-8"))}
+    assert users == {"config"}
+
+
+def test_nothing_unpickles_or_evaluates():
+    pattern = re.compile(r"\b(pickle|marshal|torch\.load|torch\.save|eval\(|exec\()")
+    hits = [path.name for path in SOURCES if pattern.search(re.sub(r"\.eval\(\)", "", path.read_text(encoding="utf-8")))]
+    assert hits == []
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    """The wheel, built from a copy of the tracked files alone."""
+    where = tmp_path_factory.mktemp("wheel")
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    for name in listed.stdout.splitlines():
+        target = where / "source" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if (ROOT / name).exists():
+            target.write_bytes((ROOT / name).read_bytes())
+    command = [sys.executable, "-m", "build", "--wheel", "--outdir", str(where), str(where / "source")]
+    built = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert built.returncode == 0, built.stdout + built.stderr
+    (path,) = where.glob("*.whl")
+    return path
+
+
+def test_the_wheel_holds_the_configs_and_the_storybook(wheel):
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert {"gpt2x/configs/train.yaml", "gpt2x/configs/model/gpt2.yaml", "gpt2x/data/storybook.txt"} <= names
+    assert not any(name.startswith(("tests", "outputs", "scripts")) for name in names)
+
+
+def test_the_wheel_works_in_another_folder_without_the_checkout(wheel, tmp_path):
+    """Unpacked into an environment that borrows this one's packages but not its gpt2x."""
+    environment = tmp_path / "env"
+    venv.create(environment, with_pip=False, symlinks=os.name != "nt")
+    python = environment / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    site = subprocess.run(
+        [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    zipfile.ZipFile(wheel).extractall(site)
+    import torch
+
+    (Path(site) / "borrowed.pth").write_text(str(Path(torch.__file__).parent.parent) + "\n")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    code = "import sys; from gpt2x import commands; print(commands.__file__); sys.exit(commands.train(sys.argv[1:]))"
+    small = ["model.n_layer=1", "model.n_embd=16", "model.n_head=2", "model.context_length=16", "trainer.max_steps=2"]
+    ran = subprocess.run(
+        [python, "-c", code, *small, "logger=none", "sampling.max_new_tokens=5", "data.val_fraction=0.01"],
+        cwd=elsewhere, capture_output=True, text=True, timeout=240, env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert ran.stdout.splitlines()[0].startswith(site)
+    assert "finished at step 2" in ran.stdout
+    assert len(list((elsewhere / "outputs" / "runs").rglob("result.json"))) == 1

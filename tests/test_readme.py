@@ -1,0 +1,83 @@
+"""Every command in the README does what it says, with a model small enough for a test."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from gpt2x import commands
+
+README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+COMMANDS = [
+    line for block in re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL) for line in block.splitlines() if line.strip()
+]
+SMALL = {
+    "gpt2x-train": [
+        "model.n_layer=1", "model.n_head=2", "model.n_embd=16", "model.context_length=16", "sampling.max_new_tokens=5",
+        "logger=none", "trainer.eval_every=100", "data.val_fraction=0.01",
+    ],
+    "gpt2x-generate": ["sampling.max_new_tokens=5"],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory) -> Path:
+    where = tmp_path_factory.mktemp("readme")
+    run = where / "run"
+    arguments = ["trainer.max_steps=2", f"hydra.run.dir={run}", f"paths.outputs={where}"]
+    assert commands.train([*SMALL["gpt2x-train"], *arguments]) == 0
+    return run
+
+
+def test_the_readme_has_its_commands():
+    assert len(COMMANDS) >= 12
+    assert COMMANDS[0] == "pip install -e . && python scripts/train.py"
+    assert COMMANDS[1] == "pip install -e '.[test]' && python -m pytest"
+
+
+@pytest.mark.parametrize("line", [c for c in COMMANDS if c.startswith("gpt2x-")])
+def test_a_command_of_the_readme(line, finished_run, tmp_path, monkeypatch, capsys, request):
+    if any(name in line for name in ("shakespeare", "verdict")):
+        request.getfixturevalue("mirror")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notes.txt").write_text("These are my own notes. They are about nothing much.\n" * 100)
+    command, *arguments = shlex.split(line, comments=True)
+    arguments = [argument.replace("RUN", str(finished_run)) for argument in arguments]
+    if command == "gpt2x-train" and not any(a.startswith("resume=") for a in arguments):
+        arguments += SMALL[command]
+        if "--help" not in arguments:
+            steps = ["trainer.max_epochs=null"] if "experiment=verdict_124m" in arguments else []
+            arguments += [*steps, "trainer.max_steps=2"]
+    elif command == "gpt2x-train":
+        arguments = [a.replace("trainer.max_steps=1000", "trainer.max_steps=4") for a in arguments]
+    else:
+        arguments += SMALL[command]
+    assert {"gpt2x-train": commands.train, "gpt2x-generate": commands.generate}[command](arguments) == 0
+    output = capsys.readouterr().out
+    if command == "gpt2x-generate":
+        assert output.startswith(arguments[-2].removeprefix("prompt=")) or "prompt=Once" in arguments
+    elif "--help" in arguments:
+        assert "Examples:" in output
+    elif "--cfg" in arguments:
+        assert "n_layer: 1" in output
+    elif "-m" in arguments:
+        results = sorted((tmp_path / "outputs" / "sweeps").rglob("result.json"))
+        assert len(results) == 4
+    else:
+        assert "finished at step" in output
+
+
+def test_the_message_in_the_readme_is_the_one_that_is_printed(capsys):
+    assert commands.train(["optimizer.lrr=1"]) == 2
+    assert capsys.readouterr().err.strip() in README
+
+
+def test_every_folder_that_the_readme_names_exists():
+    root = Path(__file__).parent.parent
+    for name in re.findall(r"^\| `((?:gpt2x|configs)[\w/]*)` \|", README, flags=re.MULTILINE):
+        assert (root / name).is_dir(), name
+    for target in re.findall(r"\]\((?!http)([^)]+)\)", README):
+        assert (root / target).is_file(), target
