@@ -69,9 +69,10 @@ def test_the_wheel_works_in_another_folder_without_the_checkout(wheel, tmp_path)
     elsewhere.mkdir()
     code = "import sys; from gpt2x import commands; print(commands.__file__); sys.exit(commands.train(sys.argv[1:]))"
     small = ["model.n_layer=1", "model.n_embd=16", "model.n_head=2", "model.context_length=16", "trainer.max_steps=2"]
+    clean = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     ran = subprocess.run(
         [python, "-c", code, *small, "logger=none", "sampling.max_new_tokens=5", "data.val_fraction=0.01"],
-        cwd=elsewhere, capture_output=True, text=True, timeout=240, env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
+        cwd=elsewhere, capture_output=True, text=True, timeout=240, env=clean,
     )  # fmt: skip
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert ran.stdout.splitlines()[0].startswith(site)

@@ -24,7 +24,7 @@ def sample_token(
     Temperature 0 takes the largest logit (of equal ones the lowest id). Otherwise top-k is applied first, then the
     logits are divided by `temperature`, and the token is drawn from their softmax with `generator`.
     """
-    logits_V = logits_V.float().cpu()
+    logits_V = logits_V.double().cpu()  # in float32 a tiny temperature would divide zero by zero
     if temperature == 0:
         return int(logits_V.argmax())
     if top_k is not None:

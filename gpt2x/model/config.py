@@ -19,6 +19,10 @@ class GPTConfig:
     dropout: float = option(
         0.0, "dropout after the embeddings, on the attention weights and before each residual addition", minimum=0, below=1
     )
+    tied_head: bool = option(True, "the output head is the token embedding, as in GPT-2; false: a matrix of its own")
+    init: str = option(
+        "gpt2", "gpt2: small normal weights; torch: torch's defaults for its layers, as in the book", choices=("gpt2", "torch")
+    )
     attention: str = option("sdpa", "sdpa is fast; manual computes every matrix in the open", choices=("sdpa", "manual"))
 
     def check(self) -> None:

@@ -52,9 +52,9 @@ class Block(nn.Module):
 class GPT(nn.Module):
     """GPT-2 of any size.
 
-    `vocab_size` comes from the tokenizer, the other shapes from the model's config. `generator` is the random
-    stream that the initial weights are drawn from. `attention` is "sdpa" or "manual": the same function, fast
-    or with every matrix visible.
+    `vocab_size` comes from the tokenizer, the other settings from the model's config (see GPTConfig). `generator`
+    is the random stream that the initial weights are drawn from. `attention` is "sdpa" or "manual": the same
+    function, fast or with every matrix visible.
     """
 
     def __init__(
@@ -66,6 +66,8 @@ class GPT(nn.Module):
         n_embd: int,
         context_length: int,
         dropout: float = 0.0,
+        tied_head: bool = True,
+        init: str = "gpt2",
         attention: str = "sdpa",
         generator: torch.Generator | None = None,
     ):
@@ -79,10 +81,11 @@ class GPT(nn.Module):
             for _ in range(n_layer)
         )
         self.ln_f = nn.LayerNorm(n_embd)
-        self._initialize(generator)
+        self.lm_head = None if tied_head else nn.Linear(n_embd, vocab_size, bias=False)
+        {"gpt2": self._init_gpt2, "torch": self._init_torch}[init](generator)
 
     @torch.no_grad()
-    def _initialize(self, generator: torch.Generator | None) -> None:
+    def _init_gpt2(self, generator: torch.Generator | None) -> None:
         """GPT-2's initialization: weights N(0, 0.02), positions N(0, 0.01), biases 0, norms 1.
 
         The projections back into the residual stream are scaled down by sqrt(2 * n_layer), the number of
@@ -98,6 +101,18 @@ class GPT(nn.Module):
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
 
+    @torch.no_grad()
+    def _init_torch(self, generator: torch.Generator | None) -> None:
+        """What torch does by itself, drawn from our stream: embeddings N(0, 1), linear layers U(-1/sqrt(n), 1/sqrt(n))
+        for n inputs. Its large embeddings memorize a short text in far fewer steps than GPT-2's small ones."""
+        for module in self.modules():
+            if isinstance(module, nn.Embedding):
+                nn.init.normal_(module.weight, generator=generator)
+            elif isinstance(module, nn.Linear):
+                bound = 1 / math.sqrt(module.in_features)
+                for parameter in module.parameters():
+                    nn.init.uniform_(parameter, -bound, bound, generator=generator)
+
     def hidden(self, tokens_BT: Tensor) -> Tensor:
         """The final normalized states (B, T, C) of token ids (B, T); T is at most `context_length`."""
         T = tokens_BT.shape[1]
@@ -110,8 +125,9 @@ class GPT(nn.Module):
         return self.ln_f(x_BTC)
 
     def logits(self, x: Tensor) -> Tensor:
-        """Scores (..., V) over the vocabulary of final states (..., C); the head is the token embedding."""
-        return F.linear(x, self.wte.weight)
+        """Scores (..., V) over the vocabulary of final states (..., C); a tied head is the token embedding itself."""
+        head = self.wte if self.lm_head is None else self.lm_head
+        return F.linear(x, head.weight)
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
         """Logits (B, T, V) of token ids (B, T): those at position t predict the token at t + 1."""

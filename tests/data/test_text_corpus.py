@@ -88,6 +88,19 @@ def test_pieces_have_the_tokens_of_the_whole(text, start):
     assert ids == GPT2.encode(text).tolist()
 
 
+@pytest.mark.parametrize("blank", [" ", "\n", "\x85", "\u00a0", "\u1680", "\u2003", "\u2028", "\u3000"])
+def test_no_piece_ends_inside_a_run_of_blanks_wherever_it_lies(monkeypatch, blank):
+    monkeypatch.setattr(gpt2x.data.text, "_PIECE", 64)
+    for offset in range(54, 68):
+        text = ("ab " * 30)[:offset] + f"{blank}  y " + "ab " * 30
+        data = text.encode()
+        pieces = list(_pieces(data, 0, len(data), Path("x")))
+        assert len(pieces) >= 3
+        assert [i for piece in pieces for i in GPT2.encode(piece).tolist()] == GPT2.encode(text).tolist()
+    data = f"a{blank}   ".encode() + b"b" * 100
+    assert next(_pieces(data, 0, len(data), Path("x"))) == ("a" if blank.isascii() else data[:64].decode())
+
+
 @settings(deadline=None, max_examples=300)
 @given(st.text(max_size=60), st.integers(1, 12))
 def test_pieces_are_whole_characters_even_where_there_is_no_good_place(text, size):
@@ -407,9 +420,9 @@ def test_missing_texts_are_named(tmp_path):
         assert str(path) in str(error.value)
         with pytest.raises(ConfigError, match="no such file, folder or glob match"):
             TextConfig(path=str(path)).check_available()
-    TextConfig(path=str(tmp_path / "*")).check_available()
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "page.html").touch()
+    TextConfig(path=str(tmp_path / "fold*")).check_available()
     with pytest.raises(UserError, match=r"the folder holds no \.md or \.txt file"):
         corpus(tmp_path, path=str(tmp_path / "folder"))
 

@@ -188,9 +188,12 @@ def test_stop_ends_the_evaluation_without_a_result_and_before_the_next_batch(mod
     assert len(read) == after + 1
 
 
-def test_evaluating_leaves_no_gradients_and_draws_no_random_numbers(model, tokens, task):
-    state = torch.random.get_rng_state()
+def test_evaluating_records_no_gradients_and_draws_no_random_numbers(model, tokens, task):
+    state, recording = torch.random.get_rng_state(), []
+    hook = model.register_forward_hook(lambda module, inputs, logits: recording.append(logits.requires_grad))
     task.evaluate(model, windowed(tokens, 100, 4).eval_batches("val"))
+    hook.remove()
+    assert set(recording) == {False}  # it would keep all activations in memory
     assert torch.equal(state, torch.random.get_rng_state())
     assert all(p.grad is None for p in model.parameters())
     assert task.metric == "val/loss"
