@@ -57,6 +57,9 @@ class Command:
     examples: tuple[str, ...] = ()
 
     def __call__(self, argv: Sequence[str] | None = None) -> int:
+        for stream in (sys.stdout, sys.stderr):  # a console that cannot show a character shows another, and no traceback
+            if hasattr(stream, "reconfigure"):
+                stream.reconfigure(errors="replace")
         try:
             code = _main(self, sys.argv[1:] if argv is None else argv)
             sys.stdout.flush()

@@ -84,6 +84,7 @@ class Composer:
     def __init__(self, config_name: str, schema: type, config_dir: str | os.PathLike | None = None):
         self.config_name, self.schema = config_name, schema
         self.fields = {field.name: field for field in dataclasses.fields(schema)}
+        self.verbatim = set(_verbatim(schema))
         version.setbase(VERSION_BASE)
         setup_globals()
         search_path = create_config_search_path(str(CONFIG_DIR))
@@ -118,7 +119,7 @@ class Composer:
         key, equals, value = text.lstrip("+").partition("=")
         if not is_hydra and (not equals or text.startswith("~")):
             raise ConfigError("", None, f"{text}: settings are given as key=value", "see --help")
-        verbatim = not sweeping and key in self.fields and "verbatim" in self.fields[key].metadata
+        verbatim = not sweeping and key in self.verbatim
         try:
             override = self._parser.parse_override(text if is_hydra else f"{key}={value}")
         except (HydraException, OverrideParseException) as error:
@@ -198,6 +199,16 @@ class Composer:
     def _chooses_files(self, override: Override) -> bool:
         is_choice = override.key_or_group in self.groups and not isinstance(override.value(), dict)
         return override.is_hydra_override() or override.is_add() or is_choice
+
+
+def _verbatim(schema: type) -> Iterator[str]:
+    """The dotted names of the settings declared `verbatim`."""
+    for field in dataclasses.fields(schema):
+        if "verbatim" in field.metadata:
+            yield field.name
+        part = field.default_factory if dataclasses.is_dataclass(field.default_factory) else None
+        for cls in GROUPS.get(field.name, (part,) if part else ()):
+            yield from (f"{field.name}.{inner.name}" for inner in dataclasses.fields(cls) if "verbatim" in inner.metadata)
 
 
 class Loader(ConfigLoaderImpl):

@@ -47,16 +47,18 @@ GROUPS: dict[str, tuple[type, ...]] = {
 class PathsConfig:
     """Where things are kept; relative paths start at the current folder."""
 
-    outputs: str = option("outputs", "runs, sweeps and wandb files")
-    cache: str = option("${paths.outputs}/cache", "downloads and tokenized corpora")
-    mirror: str | None = option("${oc.env:GPT2X_MIRROR,null}", "a folder searched for files before the network is")
+    outputs: str = option("outputs", "runs, sweeps and wandb files", verbatim=True)
+    cache: str = option("${paths.outputs}/cache", "downloads and tokenized corpora", verbatim=True)
+    mirror: str | None = option(
+        "${oc.env:GPT2X_MIRROR,null}", "a folder searched for files before the network is", verbatim=True
+    )
 
 
 @dataclass(kw_only=True)
 class TrainConfig:
     """gpt2x-train: compose a model, a corpus and a recipe, and train."""
 
-    name: str = option("${data.name}", "name of the run, part of its folder's name")
+    name: str = option("${data.name}", "name of the run, part of its folder's name", verbatim=True)
     seed: int = option(1, "the one number that all random streams are derived from", minimum=0, maximum=2**32 - 1)
     resume: str | None = option(None, "a run's folder: go on exactly where it stopped", verbatim=True)
     sample_prompt: str | None = option(
@@ -107,5 +109,7 @@ class GenerateConfig:
     sampling: Any = None
 
     def check(self) -> None:
+        if self.device.compile:
+            raise ConfigError("device.compile", True, "is for training; generating would compile anew for every length")
         if self.which not in ("best", "last") and not self.which.isdecimal():
             raise ConfigError("which", self.which, "expected best, last, or a step's number")

@@ -23,7 +23,9 @@ class TextConfig:
     url: str | None = option(None, "public address of the file")
     file: str | None = option(None, "its name in the cache and the mirror; null: the last part of the url")
     sha256: str | None = option(None, "pinned hash of the file; without one the first download's is remembered")
-    path: str | None = option(None, "your own text: a file, a folder (its *.txt and *.md, recursively) or a glob")
+    path: str | None = option(
+        None, "your own text: a file, a folder (its *.txt and *.md, recursively) or a glob", verbatim=True
+    )
     strip: str | None = option(None, "gutenberg: drop Project Gutenberg's header and licence", choices=(None, "gutenberg"))
     separator: str | None = option(None, "string between documents; each document then ends with the end-of-text token")
     val_fraction: float = option(0.1, "share of the text, by position, held out for validation", minimum=0, below=1)
@@ -46,6 +48,9 @@ class TextConfig:
             raise ConfigError(
                 "path", self.path, f"the corpus has several sources ({', '.join(sources)})", "use data=text for your own files"
             )
+        for name in ("file", "sha256"):
+            if self.url is None and getattr(self, name) is not None:
+                raise ConfigError(name, getattr(self, name), "belongs to a text that is fetched from data.url; this one is not")
         if self.val_fraction + self.test_fraction >= 1:
             raise ConfigError(
                 "test_fraction", self.test_fraction, f"with val_fraction={self.val_fraction} nothing is left to train on"

@@ -17,7 +17,7 @@ def generate(config: GenerateConfig) -> None:
     device = instantiate(config.device)
     run = load_run(config.checkpoint, config.which)
     model, tokenizer = run.model.to(device.torch_device), run.tokenizer
-    prompt = tokenizer.encode(config.prompt).tolist() or [tokenizer.end_of_text]
+    prompt = sampling.encode_prompt(tokenizer, config.prompt)
     tokens = sampling.generate(
         model,
         prompt,

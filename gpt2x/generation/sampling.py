@@ -1,4 +1,4 @@
-"""Choosing the next token from the model's logits."""
+"""From a prompt to tokens, one after another, each chosen from the model's logits."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
+
+from gpt2x.tokenizer.base import Tokenizer, TokenizerError
 
 
 def keep_top_k(logits_V: Tensor, k: int) -> Tensor:
@@ -32,6 +34,20 @@ def sample_token(
     # Subtracting the maximum first keeps tiny temperatures from overflowing to infinity minus infinity.
     probabilities = torch.softmax((logits_V - logits_V.max()) / temperature, dim=-1)
     return int(torch.multinomial(probabilities, 1, generator=generator))
+
+
+def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
+    """The token ids to start from: those of `prompt`, or end-of-text where there are none.
+
+    A prompt of white space alone, such as the default line end, is no reason to fail where a character
+    tokenizer does not know it. Raises TokenizerError if it does not know another character.
+    """
+    try:
+        return tokenizer.encode(prompt).tolist() or [tokenizer.end_of_text]
+    except TokenizerError:
+        if prompt.strip():
+            raise
+        return [tokenizer.end_of_text]
 
 
 @torch.inference_mode()

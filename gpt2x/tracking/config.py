@@ -21,7 +21,7 @@ class WandbConfig:
     entity: str | None = option(None, "wandb user or team; null: the key's own")
     group: str | None = option(None, "wandb group; null: the sweep's folder in a multirun")
     tags: list[str] = option([], "wandb tags")
-    notes: str | None = option(None, "wandb notes; null: the command's overrides")
+    notes: str | None = option(None, "wandb notes; null: the command's overrides", verbatim=True)
     init_timeout: float = option(30.0, "seconds to wait for the server before going on offline", above=0)
 
 

@@ -44,7 +44,8 @@ class Progress:
     def step(self, step: int, loss: float, tokens_per_s: float) -> None:
         """One step was taken; `loss` is its training loss."""
         if self._bar is not None:
-            self._bar.set_postfix_str(f"loss {loss:.3f}{self._val}, {_count(tokens_per_s)} tok/s", refresh=False)
+            memory = size(self.peak_memory())
+            self._bar.set_postfix_str(f"loss {loss:.3f}{self._val}, {_count(tokens_per_s)} tok/s, {memory}", refresh=False)
             self._bar.update(step - self._bar.n)
             return
         now = time.monotonic()

@@ -52,6 +52,16 @@ class Checkpoint:
 
         return load_file(self.folder / f"{name}.safetensors")
 
+    def require(self, identity: dict[str, str]) -> None:
+        """Raise CheckpointError if this belongs to another tokenizer, corpus, ... than `identity` says."""
+        for name, mine in identity.items():
+            saved = self.state["identity"].get(name)
+            if saved != mine:
+                raise CheckpointError(
+                    f"{self.folder} belongs to another {name}: it has {saved}, this run has {mine}\n"
+                    f"  A run can only go on with what it started with; start a new one instead."
+                )
+
     def has(self, name: str) -> bool:
         return f"{name}.safetensors" in self.state["files"]
 
@@ -80,7 +90,7 @@ class Checkpoints:
             for name, named in tensors.items():
                 path = temporary / f"{name}.safetensors"
                 save_file({k: v.detach().cpu().contiguous() for k, v in named.items()}, path, metadata={"format": "pt"})
-                os.chmod(path, 0o644)  # safetensors makes files that only their owner can read
+                os.chmod(path, temporary.stat().st_mode & 0o666)  # safetensors lets only the owner read
                 _flush(path)
                 files[path.name] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
             state = {"format": FORMAT, **state, "files": files}
@@ -88,10 +98,13 @@ class Checkpoints:
             (temporary / "state.json").write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
             _flush(temporary / "state.json")
             fsync_folder(temporary)
+            aside = self.folder / f".replaced-{final.name}"
             if final.exists():  # the same step, saved before its evaluation, or damaged
-                self._remove(final)
+                shutil.rmtree(aside, ignore_errors=True)
+                os.replace(final, aside)  # not deleted until the new one is there: see recover()
             os.replace(temporary, final)
             fsync_folder(self.folder)
+            shutil.rmtree(aside, ignore_errors=True)
         except (OSError, SafetensorError) as error:
             shutil.rmtree(temporary, ignore_errors=True)
             raise CheckpointError(
@@ -107,8 +120,11 @@ class Checkpoints:
             return []
         return sorted(int(match[1]) for path in self.folder.iterdir() if (match := _NAME.fullmatch(path.name)))
 
-    def load(self, step: int) -> Checkpoint:
-        """The checkpoint of a step. Raises CheckpointError if it is missing or any of its hashes is wrong."""
+    def load(self, step: int, only: tuple[str, ...] | None = None) -> Checkpoint:
+        """The checkpoint of a step. Raises CheckpointError if it is missing or any of its hashes is wrong.
+
+        With `only`, names such as "model", the other files are neither read nor checked.
+        """
         folder = self.folder / f"step-{step:08d}"
         if not folder.is_dir():
             there = ", ".join(map(str, self.steps())) or "none"
@@ -121,6 +137,8 @@ class Checkpoints:
             if state["format"] != FORMAT:
                 raise CheckpointError(f"{folder} has the format {state['format']}; this version reads {FORMAT}")
             for name, expected in state["files"].items():
+                if only is not None and name.removesuffix(".safetensors") not in only:
+                    continue
                 path = folder / name
                 if path.stat().st_size != expected["bytes"] or sha256_file(path) != expected["sha256"]:
                     raise CheckpointError(f"{path} is torn or was changed (its sha256 is another)")
@@ -128,15 +146,15 @@ class Checkpoints:
             raise CheckpointError(f"{folder} cannot be read: {error!r}") from error
         return Checkpoint(folder, state)
 
-    def newest(self) -> Checkpoint | None:
-        """The newest checkpoint that is whole, or None if there never was one.
+    def newest(self, only: tuple[str, ...] | None = None) -> Checkpoint | None:
+        """The newest checkpoint that is whole, or None if there never was one; `only` as for `load`.
 
         A damaged one is reported and the one before it used. Raises CheckpointError if all are damaged.
         """
         steps = self.steps()
         for step in reversed(steps):
             try:
-                return self.load(step)
+                return self.load(step, only)
             except CheckpointError as error:
                 log.warning("%s; going back to the checkpoint before it", error)
         if steps:
@@ -144,22 +162,33 @@ class Checkpoints:
         return None
 
     def select(self, which: str) -> Checkpoint:
-        """ "best", "last", or the number of a step. Best falls back to last where none was kept. Raises CheckpointError."""
+        """The checkpoint called "best" or "last", or that of a step, for its weights alone. Raises CheckpointError.
+
+        Best falls back to last, and says so, where it is damaged, and quietly where none was kept.
+        """
+        weights = ("model", "ema")
         if which not in ("best", "last"):
             if not which.isdecimal():
                 raise CheckpointError(f"which={which}: expected best, last, or the number of a step")
-            return self.load(int(which))
-        newest = self.newest()
+            return self.load(int(which), weights)
+        newest = self.newest(weights)
         if newest is None:
             raise CheckpointError(f"there is no checkpoint in {self.folder}: the run has not saved one yet")
         best = newest.state["best_step"]
         if which == "best" and best is not None and best != newest.step and best in self.steps():
-            return self.load(best)
+            try:
+                return self.load(best, weights)
+            except CheckpointError as error:
+                log.warning("%s; using the last one, of step %d", error, newest.step)
         return newest
 
     def recover(self) -> Checkpoint | None:
-        """After a crash: remove what was left half-written, and return `newest()`."""
-        for path in self.folder.glob(".writing-*"):
+        """After a crash: put back what was about to be replaced, remove what was half-written, return `newest()`."""
+        for path in self.folder.glob(".replaced-*"):
+            original = self.folder / path.name.removeprefix(".replaced-")
+            if not original.exists():
+                os.replace(path, original)
+        for path in [*self.folder.glob(".replaced-*"), *self.folder.glob(".writing-*"), *self.folder.glob(".old-*")]:
             shutil.rmtree(path, ignore_errors=True)
         return self.newest()
 
@@ -169,13 +198,14 @@ class Checkpoints:
             kept.add(best_step)
         for old in self.steps():
             if old not in kept and not (self.keep_every and old % self.keep_every == 0):
-                self._remove(self.folder / f"step-{old:08d}")
-
-    def _remove(self, checkpoint: Path) -> None:
-        """Rename, then delete: a folder that is half deleted must not look like a checkpoint."""
-        doomed = self.folder / f".writing-old-{checkpoint.name}"
-        os.replace(checkpoint, doomed)
-        shutil.rmtree(doomed, ignore_errors=True)
+                # Renamed, then deleted: a folder that is half deleted must not look like a checkpoint.
+                doomed = self.folder / f".old-{old:08d}"
+                try:
+                    shutil.rmtree(doomed, ignore_errors=True)
+                    os.replace(self.folder / f"step-{old:08d}", doomed)
+                except OSError as error:  # somebody reads it, say; the next checkpoint tries again
+                    log.warning("the checkpoint of step %d could not be removed: %s", old, error)
+                shutil.rmtree(doomed, ignore_errors=True)
 
 
 def _digest(state: dict[str, Any]) -> str:

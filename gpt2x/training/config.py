@@ -102,10 +102,12 @@ class TrainerConfig:
 
     def check(self) -> None:
         if (self.max_steps is None) == (self.max_epochs is None):
-            given = "both are given" if self.max_steps is not None else "neither is given"
+            both = self.max_steps is not None
+            given = "both are given" if both else "neither is given"
+            remedy = "for epochs, add trainer.max_steps=null" if both else "such as trainer.max_steps=1000"
             raise ConfigError(
                 "max_steps",
                 self.max_steps,
                 f"exactly one of max_steps and max_epochs says how long to train; {given}",
-                "such as trainer.max_steps=1000 trainer.max_epochs=null",
+                remedy,
             )

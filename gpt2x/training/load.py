@@ -41,12 +41,7 @@ def load_run(path: str | Path, which: str = "best") -> LoadedRun:
     config = from_yaml(path / "config.yaml", TrainConfig)
     checkpoint = Checkpoints(path / "checkpoints").select(which)
     tokenizer = tokenizers.load(path / "tokenizer.json")
-    expected = checkpoint.state["identity"]["tokenizer"]
-    if tokenizer.fingerprint != expected:
-        raise UserError(
-            f"{path / 'tokenizer.json'} is not the tokenizer that the model in {checkpoint.folder} was trained with:\n"
-            f"  its fingerprint is {tokenizer.fingerprint}, the model's is {expected}"
-        )
+    checkpoint.require({"tokenizer": tokenizer.fingerprint})
     model = instantiate(config.model, vocab_size=tokenizer.vocab_size)
     weights = checkpoint.tensors("ema" if checkpoint.has("ema") else "model")
     parameters = dict(model.named_parameters())

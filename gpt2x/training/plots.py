@@ -20,9 +20,9 @@ def plot_loss(run_dir: Path, title: str) -> Path | None:
     if train := curves["train/loss"]:
         axes.plot(*zip(*train, strict=True), color="tab:blue", linewidth=0.8, alpha=0.7, label="train")
     if val := curves["val/loss"]:
-        axes.plot(*zip(*val, strict=True), color="tab:orange", marker="o", markersize=3, label="validation")
         step, best = min(val, key=lambda point: point[1])
-        axes.annotate(f"{best:.3f} at step {step}", (step, best), xytext=(0, 12), textcoords="offset points", ha="center")
+        label = f"validation (best {best:.3f} at step {step})"
+        axes.plot(*zip(*val, strict=True), color="tab:orange", marker="o", markersize=3, label=label)
     axes.set(title=title, xlabel="step", ylabel="loss (nats a token)")
     axes.grid(alpha=0.3)
     axes.legend()

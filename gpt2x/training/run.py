@@ -13,13 +13,14 @@ from pathlib import Path
 
 from torch import nn
 
-from gpt2x.config.compose import to_yaml
 from gpt2x.config.instantiate import instantiate
 from gpt2x.config.schema import TrainConfig
 from gpt2x.data.text import TextCorpus
 from gpt2x.data.windows import WindowedData
+from gpt2x.device import default_threads
+from gpt2x.errors import UserError
 from gpt2x.files import shown
-from gpt2x.generation.sampling import generate
+from gpt2x.generation.sampling import encode_prompt, generate
 from gpt2x.tokenizer import base as tokenizers
 from gpt2x.tracking.console import Progress, clock, size
 from gpt2x.tracking.tracker import RunFiles, Tracker, Trackers
@@ -49,10 +50,9 @@ def train(config: TrainConfig, run_dir: Path, *, overrides: list[str] | None = N
     `overrides` and `sweep` (the sweep's name) only describe the run. Raises UserError for what the user can
     mend, and SystemExit (130 or 143) after a signal, when everything is saved.
     """
-    with (
-        StopRequest() as stop,
-        RunFolder(run_dir, to_yaml(config), overrides or [], resumed=config.resume is not None) as folder,
-    ):
+    config.device.threads = config.device.threads or default_threads()  # noted, so that a resumed run uses as many
+    with StopRequest() as stop, RunFolder(run_dir, config, overrides or []) as folder:
+        log.info("run      %s", shown(run_dir))
         streams = RandomStreams(config.seed)
         device = instantiate(config.device)
         corpus = instantiate(config.data, cache=config.paths.cache, mirror=config.paths.mirror)
@@ -65,13 +65,19 @@ def train(config: TrainConfig, run_dir: Path, *, overrides: list[str] | None = N
             config.trainer.max_epochs * data.batches_per_epoch / config.trainer.accumulate
         )
         schedule = instantiate(config.schedule, total_steps=steps)
+        if schedule.warmup_steps > steps:
+            raise UserError(f"schedule.warmup_steps={schedule.warmup_steps} is longer than the run, which has {steps} steps")
         checkpoints = Checkpoints(
             run_dir / "checkpoints",
             keep_last=config.trainer.keep_last,
             keep_best=config.trainer.keep_best,
             keep_every=config.trainer.keep_every,
         )
+        identity = {"tokenizer": tokenizer.fingerprint, "corpus": corpus.fingerprint}
         checkpoint = checkpoints.recover() if config.resume is not None else None
+        if checkpoint is not None:
+            checkpoint.require(identity)
+        folder.begin()
         with _tracking(config, folder, checkpoint, sweep) as tracker:
             trainer = Trainer(
                 model=model,
@@ -90,7 +96,7 @@ def train(config: TrainConfig, run_dir: Path, *, overrides: list[str] | None = N
                     bar=sweep is None,  # the bars of jobs side by side would overwrite each other
                 ),
                 sample=_sampler(config, model, tokenizer, streams),
-                identity={"tokenizer": tokenizer.fingerprint, "corpus": corpus.fingerprint, "model": repr(config.model)},
+                identity=identity,
                 max_steps=steps,
                 accumulate=config.trainer.accumulate,
                 clip_norm=config.trainer.clip_norm,
@@ -104,7 +110,6 @@ def train(config: TrainConfig, run_dir: Path, *, overrides: list[str] | None = N
             if checkpoint is not None:
                 trainer.resume(checkpoint)
             folder.state = state = trainer.state
-            log.info("run      %s", shown(run_dir))
             log.info("data     %s", data)
             log.info("tokens   %s, %s in the vocabulary", tokenizer.kind, f"{tokenizer.vocab_size:,}")
             log.info("model    %s", model)
@@ -142,6 +147,7 @@ def _tokenizer(config: TrainConfig, corpus: TextCorpus, run_dir: Path) -> tokeni
 @contextlib.contextmanager
 def _tracking(config: TrainConfig, folder: RunFolder, checkpoint: Checkpoint | None, sweep: str | None) -> Iterator[Tracker]:
     """The run's own files and its logger, told at the end how the run ended."""
+    files = RunFiles(folder.path, None if config.resume is None else checkpoint.step if checkpoint else -1)
     logger = instantiate(
         config.logger,
         run_dir=folder.path,
@@ -152,8 +158,7 @@ def _tracking(config: TrainConfig, folder: RunFolder, checkpoint: Checkpoint | N
         sweep=sweep,
         overrides=folder.overrides,
     )
-    resume_step = None if config.resume is None else checkpoint.step if checkpoint else -1
-    tracker = Trackers([RunFiles(folder.path, resume_step), logger])
+    tracker = Trackers([files, logger])
     try:
         yield tracker
         folder.end(None)
@@ -170,7 +175,7 @@ def _sampler(
     """What continues config.sample_prompt in a random stream of its own, or None where no sample is wanted."""
     if config.sample_prompt is None:
         return None
-    prompt = tokenizer.encode(config.sample_prompt).tolist() or [tokenizer.end_of_text]
+    prompt = encode_prompt(tokenizer, config.sample_prompt)
 
     def sample(step: int) -> dict[str, str]:
         tokens = generate(
@@ -197,9 +202,13 @@ def _plan(config: TrainConfig, data: WindowedData, steps: int, state: TrainState
 
 def _conclude(config: TrainConfig, run_dir: Path, state: TrainState, peak_memory: int) -> None:
     """Draw the loss and say how it ended and what one can do next."""
-    plot = plot_loss(run_dir, config.name)
+    try:
+        plot = plot_loss(run_dir, config.name)
+    except Exception as error:  # the run is trained and saved: a picture must not make it fail
+        log.warning("the loss could not be plotted: %s", error)
+        plot = None
     best = f", best val/loss {state.best:.4f} at step {state.best_step:,}" if state.best is not None else ""
-    what = "finished" if state.finished else "stopped and saved"
+    what = "finished" if state.finished else "stopped and saved" if state.step else "stopped, with nothing to save yet,"
     log.info("%s at step %s in %s%s, peak memory %s", what, f"{state.step:,}", clock(state.seconds), best, size(peak_memory))
     if plot is not None:
         log.info("plot     %s", shown(plot))

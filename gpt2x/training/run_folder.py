@@ -10,12 +10,15 @@ import subprocess
 import sys
 import time
 import traceback
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from gpt2x import __version__
+from gpt2x.config.compose import to_yaml
+from gpt2x.config.schema import TrainConfig
 from gpt2x.errors import UserError
 from gpt2x.files import write_atomic
 from gpt2x.training.trainer import TrainState
@@ -26,16 +29,21 @@ log = logging.getLogger("gpt2x")
 class RunFolder:
     """Opens `path` for one run at a time and closes it with a result.json.
 
-    Inside the `with` block everything logged under "gpt2x" goes to the console and to run.log. `config_yaml` is
-    the resolved configuration. Set `state` as soon as there is one: the result tells how far it came.
+    Inside the `with` block everything logged under "gpt2x" goes to the console and to run.log. A new run's
+    configuration is written at once; that of a resumed one, and the removal of its earlier result, wait for
+    `begin`, so that a resume which fails before it can start leaves the folder as it was. Set `state` as soon as
+    there is one: the result tells how far it came.
     Raises UserError if another process has the folder open, or if a new run would overwrite an older one.
     """
 
-    def __init__(self, path: Path, config_yaml: str, overrides: list[str], *, resumed: bool):
-        self.path = Path(path)
-        self.config_yaml, self.overrides, self.resumed = config_yaml, overrides, resumed
+    def __init__(self, path: Path, config: TrainConfig, overrides: list[str]):
+        self.path, self.config = Path(path), config
+        self.resumed = config.resume is not None
+        self.given = overrides
+        self.overrides = (_lines(self.path / "overrides.txt") if self.resumed else []) + overrides
         self.state: TrainState | None = None
         self.result: dict[str, Any] = {}
+        self._begun = False
 
     def __enter__(self) -> RunFolder:
         from filelock import FileLock, Timeout
@@ -55,26 +63,29 @@ class RunFolder:
         log.propagate = False
         for handler in self._handlers:
             log.addHandler(handler)
-        write_atomic(self.path / "config.yaml", self.config_yaml)
-        mode = "a" if self.resumed else "w"
-        with open(self.path / "overrides.txt", mode, encoding="utf-8") as file:
-            file.writelines(f"{override}\n" for override in self.overrides)
-        (self.path / "result.json").unlink(missing_ok=True)  # it told of an earlier end
-        self._started = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-        return self
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.end(error)
-        self.result |= {
-            "config_hash": hashlib.sha256(self.config_yaml.encode()).hexdigest(),
+        self._about = {
+            "config_hash": config_hash(self.config),
             "overrides": self.overrides,
-            "started": self._started,
+            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "versions": versions(),
-            "git_commit": git_commit(),
+            "git_commit": git_commit(),  # now: by the end of a long run there may be another
             "platform": platform.platform(),
         }
+        if not self.resumed:
+            self.begin()
+        return self
+
+    def begin(self) -> None:
+        """From here on the folder tells of this run, or this part of it."""
+        if not self._begun:
+            self._begun = True
+            write_atomic(self.path / "config.yaml", to_yaml(self.config))
+            write_atomic(self.path / "overrides.txt", "".join(f"{override}\n" for override in self.overrides))
+            (self.path / "result.json").unlink(missing_ok=True)  # it told of an earlier end
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         try:
-            write_atomic(self.path / "result.json", json.dumps(self.result, indent=2) + "\n")
+            self.end(error)
         finally:
             for handler in self._handlers:
                 log.removeHandler(handler)
@@ -84,7 +95,7 @@ class RunFolder:
             self._lock.release()
 
     def end(self, error: BaseException | None) -> None:
-        """Note how the run ended: by this exception, or by itself."""
+        """Write result.json: the run ended by this exception, or by itself. Later calls change nothing."""
         if "status" in self.result:
             return
         self.result["status"] = "finished"
@@ -95,7 +106,9 @@ class RunFolder:
             text = "".join(traceback.format_exception(error))
             # To run.log alone: the command prints the error itself.
             self._handlers[1].handle(log.makeRecord(log.name, logging.ERROR, __file__, 0, text, (), None))
-        self.result |= self.summary()
+        self.result |= self.summary() | self._about
+        if self._begun:
+            write_atomic(self.path / "result.json", json.dumps(self.result, indent=2) + "\n")
 
     def summary(self) -> dict[str, Any]:
         """How far the run came."""
@@ -117,14 +130,27 @@ def versions() -> dict[str, str]:
     return {"gpt2x": __version__, "python": platform.python_version()} | named
 
 
+def config_hash(config: TrainConfig) -> str:
+    """Hex sha256 of the settings that decide what a run computes: not its name, where files lie, or who is told."""
+    beside = {"name", "resume", "paths", "logger"}
+    decisive = {key: value for key, value in asdict(config).items() if key not in beside}
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+
+
 def git_commit() -> str | None:
     """The commit of the checkout that gpt2x runs from, "-dirty" appended if files differ from it; None outside one."""
-    here = Path(__file__).resolve().parent
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():  # installed; a repository further up is somebody else's
+        return None
     try:
-        commit = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        commit = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
         return subprocess.run(commit, capture_output=True, text=True, check=True, timeout=5).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
 
 
 def _log_handlers(path: Path) -> list[logging.Handler]:

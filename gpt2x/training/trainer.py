@@ -49,6 +49,7 @@ class TrainState:
     evaluations_since_best: int = 0
     evaluated_step: int = -1  # the last step that was evaluated: an evaluation cut short is made again
     metrics: dict[str, float] = field(default_factory=dict)  # the last evaluation's
+    unlogged: dict[str, Any] = field(default_factory=dict)  # this step's row, while its evaluation is still to come
     finished: bool = False
 
 
@@ -56,7 +57,7 @@ class Trainer:
     """Trains `model` on `data` for `task`; see TrainerConfig for the settings.
 
     `sample(step)` makes a text to look at after an evaluation, or is None. `identity` is saved with every
-    checkpoint and must be the same for one to be loaded: whose weights these are.
+    checkpoint (see Checkpoint.require).
     """
 
     def __init__(
@@ -102,16 +103,17 @@ class Trainer:
         """Train to the end, or until `stop`; the state and its checkpoint are then saved either way."""
         self._clock = time.perf_counter()
         state = self.state
-        row: dict[str, Any] = {}
+        row = state.unlogged
         with stop.deferred(), self.progress.running(state.step):
             while True:
                 due = state.step % self.eval_every == 0 or state.step == self.max_steps
-                if due and state.evaluated_step != state.step and not stop() and (metrics := self._evaluate(stop)):
-                    row |= metrics
-                if row:
+                if due and state.evaluated_step != state.step and not stop():
+                    row = row | (self._evaluate(stop) or {})
+                cut_short = due and state.evaluated_step != state.step
+                state.unlogged = row if cut_short else {}
+                if row and not cut_short:
                     self.tracker.log({"step": state.step, "tokens": state.tokens, "seconds": self._seconds()} | row)
-                if self._is_over():
-                    state.finished = True
+                state.finished = not cut_short and self._is_over()
                 new_best = self.checkpoints.keep_best and state.best_step == state.step
                 if state.step and (stop() or state.finished or new_best or state.step % self.checkpoint_every == 0):
                     self._save()
@@ -120,16 +122,19 @@ class Trainer:
                 row = self._train_step()
 
     def resume(self, checkpoint: Checkpoint) -> None:
-        """Take up all of a checkpoint's state. Raises UserError if it belongs to another tokenizer, corpus or model."""
+        """Take up all of a checkpoint's state. Raises UserError if its weights are another model's."""
         saved = checkpoint.state
-        for name, mine in self.identity.items():
-            if saved["identity"].get(name) != mine:
-                raise UserError(
-                    f"{checkpoint.folder} belongs to another {name}: it has {saved['identity'].get(name)}, "
-                    f"this run has {mine}\n  A run can only go on with what it started with; start a new one instead."
-                )
+        if saved["threads"] != self.device.threads:
+            log.warning(
+                "%d threads now, %d before: the sums of matrix products are rounded in another order, so the bits will differ",
+                self.device.threads,
+                saved["threads"],
+            )
+        weights = checkpoint.tensors("model")
+        if {n: w.shape for n, w in weights.items()} != {n: p.shape for n, p in self.parameters.items()}:
+            raise UserError(f"{checkpoint.folder} holds the weights of another model than this configuration's")
         with torch.no_grad():
-            for name, weight in checkpoint.tensors("model").items():
+            for name, weight in weights.items():
                 self.parameters[name].copy_(weight)
         moments = checkpoint.tensors("optimizer")
         state_of = {}
@@ -166,11 +171,8 @@ class Trainer:
                 share = self.task.loss(self.forward, batch) / weight
             share.backward()
             loss += share.item()
-        log_now = (state.step + 1) % self.log_every == 0 or state.step + 1 == self.max_steps
         gradients = [parameter.grad for parameter in self.parameters.values() if parameter.grad is not None]
-        norm = 0.0
-        if self.clip_norm is not None or log_now:
-            norm = nn.utils.get_total_norm(gradients).item()
+        norm = nn.utils.get_total_norm(gradients).item()
         if not (math.isfinite(loss) and math.isfinite(norm)):
             self._give_up(loss, norm, batches)
         if self.clip_norm is not None and norm > self.clip_norm:
@@ -185,7 +187,7 @@ class Trainer:
         self.interval[1] += time.perf_counter() - started
         speed = self.interval[0] / self.interval[1]
         self.progress.step(state.step, loss, speed)
-        if not log_now:
+        if state.step % self.log_every and state.step != self.max_steps:
             return {}
         self.interval = [0, 0.0]
         lr = self.optimizer.param_groups[0]["lr"]

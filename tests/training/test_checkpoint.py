@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -110,6 +111,67 @@ def test_half_written_folders_are_never_read_and_are_removed(checkpoints):
     assert checkpoints.steps() == [1]
     assert checkpoints.recover().step == 1
     assert [p.name for p in checkpoints.folder.iterdir()] == ["step-00000001"]
+
+
+def test_a_kill_while_a_checkpoint_is_replaced_loses_neither(checkpoints, monkeypatch):
+    """The same step saved twice, with a crash at each of the renames and deletions of the second time."""
+
+    class Killed(BaseException):
+        pass
+
+    real = {"replace": os.replace, "rmtree": shutil.rmtree}
+    for moment in range(1, 7):
+        save(checkpoints, 1)
+        calls = []
+
+        def counted(name, moment=moment, calls=calls):
+            def call(*args, **kwargs):
+                calls.append(name)
+                if len(calls) == moment:
+                    raise Killed
+                return real[name](*args, **kwargs)
+
+            return call
+
+        monkeypatch.setattr(os, "replace", counted("replace"))
+        monkeypatch.setattr(shutil, "rmtree", counted("rmtree"))
+        with contextlib.suppress(Killed):
+            save(checkpoints, 1)
+        monkeypatch.undo()
+        assert checkpoints.recover().step == 1
+        assert [path.name for path in checkpoints.folder.iterdir()] == ["step-00000001"]
+
+
+def test_a_checkpoint_that_cannot_be_removed_costs_a_warning(checkpoints, monkeypatch, caplog):
+    checkpoints.keep_last = 1
+    save(checkpoints, 1)
+    real = os.replace
+
+    def busy(source, target):
+        if ".old-" in str(target):
+            raise PermissionError("in use")
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", busy)
+    save(checkpoints, 2)
+    assert "step 1 could not be removed" in caplog.text
+    assert checkpoints.newest().step == 2
+
+
+def test_a_damaged_best_gives_the_last_and_says_so(checkpoints, caplog):
+    for step in (1, 2):
+        save(checkpoints, step, best_step=1)
+    (checkpoints.folder / "step-00000001" / "model.safetensors").write_bytes(b"")
+    assert checkpoints.select("best").step == 2
+    assert "using the last one, of step 2" in caplog.text
+
+
+def test_the_weights_can_be_had_where_only_the_optimizer_s_state_is_damaged(checkpoints):
+    save(checkpoints, 1)
+    (checkpoints.folder / "step-00000001" / "optimizer.safetensors").write_bytes(b"")
+    assert checkpoints.select("last").tensors("model")["w"].shape == (3, 4)
+    with pytest.raises(CheckpointError, match="optimizer"):
+        checkpoints.load(1)
 
 
 def test_the_policy_keeps_last_best_and_multiples(tmp_path):

@@ -60,7 +60,7 @@ def test_another_tokenizer_is_refused_by_name(run, small_run, tmp_path):
     shutil.copy(tmp_path / "other" / "tokenizer.json", tmp_path / "run" / "tokenizer.json")
     ours = json.loads((run / "tokenizer.json").read_text())["fingerprint"]
     theirs = json.loads((tmp_path / "other" / "tokenizer.json").read_text())["fingerprint"]
-    with pytest.raises(UserError, match=f"(?s){theirs}.*{ours}"):
+    with pytest.raises(UserError, match=f"belongs to another tokenizer: it has {ours}, this run has {theirs}"):
         load_run(tmp_path / "run")
 
 
@@ -103,5 +103,5 @@ def test_an_unknown_character_is_named(small_run, tmp_path, capsys):
 
 
 def test_generate_says_what_is_wrong_with_its_checkpoint(tmp_path, capsys):
-    assert generate([f"checkpoint={tmp_path / 'nowhere'}"]) in (1, 2)
+    assert generate([f"checkpoint={tmp_path / 'nowhere'}"]) == 1
     assert "nowhere" in capsys.readouterr().err

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 
+from gpt2x.config.compose import from_yaml
 from gpt2x.config.instantiate import instantiate
+from gpt2x.config.schema import TrainConfig
+from gpt2x.errors import UserError
+from gpt2x.tokenizer.config import CharTokenizerConfig
 from gpt2x.tracking.tracker import read_metrics
 from gpt2x.training.checkpoint import Checkpoints
 from gpt2x.training.config import SGDConfig
@@ -176,6 +182,88 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_batch_and_checkp
     assert "step 7" in result["error"]
     assert result["steps"] == 6
     assert "NonFiniteError" in (tmp_path / "run" / "run.log").read_text()
+
+
+def test_an_infinite_gradient_is_caught_without_clipping_and_between_logged_steps(small_run, tmp_path, monkeypatch):
+    from gpt2x.task.lm import LanguageModeling
+
+    real, calls = LanguageModeling.loss, []
+
+    def finite_loss_infinite_gradient(self, model, batch):
+        calls.append(batch)
+        loss = real(self, model, batch)
+        if len(calls) == 7:
+            parameter = next(iter(model.parameters()))
+            loss = loss + torch.sqrt((parameter * 0).abs().sum())
+        return loss
+
+    monkeypatch.setattr(LanguageModeling, "loss", finite_loss_infinite_gradient)
+    with pytest.raises(NonFiniteError, match="step 7"):
+        train(small_run(**{"trainer.clip_norm": None, "trainer.log_every": 1000}), tmp_path / "run")
+
+
+@pytest.mark.parametrize("stop_in", [2, 4])  # the evaluation of step 4, and the last one, of step 12
+def test_a_signal_during_an_evaluation_leaves_one_row_a_step(small_run, tmp_path, monkeypatch, stop_in):
+    """The evaluation that was cut short is made again, and its row is the one of an undisturbed run."""
+    from gpt2x.task.lm import LanguageModeling
+
+    train(small_run(), tmp_path / "whole")
+    real, calls = LanguageModeling.evaluate, []
+
+    def interrupted(self, model, batches, stop):
+        calls.append(1)
+        if len(calls) == stop_in:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(self, model, batches, stop)
+
+    monkeypatch.setattr(LanguageModeling, "evaluate", interrupted)
+    with pytest.raises(SystemExit) as caught:
+        train(small_run(), tmp_path / "run")
+    assert caught.value.code == 143
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["status"] == "interrupted"
+    train(small_run(resume=str(tmp_path / "run")), tmp_path / "run")
+    clock = ("seconds", "tokens_per_s")
+    rows = [[{k: v for k, v in row.items() if k not in clock} for row in read_metrics(tmp_path / n)] for n in ("whole", "run")]
+    assert rows[0] == rows[1]
+    assert final_weights(tmp_path / "whole") == final_weights(tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["metric"]["step"] == 12
+
+
+def test_a_resume_that_cannot_start_leaves_the_result_and_the_configuration(small_run, tmp_path):
+    run = tmp_path / "run"
+    train(small_run(), run)
+    kept = {name: (run / name).read_bytes() for name in ("result.json", "config.yaml", "overrides.txt", "metrics.jsonl")}
+    config = small_run(resume=str(run), **{"trainer.max_steps": 20})
+    (tmp_path / "text.txt").write_text("another text " * 2000)
+    with pytest.raises(UserError, match="another corpus"):
+        train(config, run)
+    assert {name: (run / name).read_bytes() for name in kept} == kept
+
+
+def test_a_run_notes_its_threads_and_says_when_they_change(small_run, tmp_path):
+    run = tmp_path / "run"
+    train(small_run(**{"device.threads": None}), run)
+    noted = from_yaml(run / "config.yaml", TrainConfig).device.threads
+    assert noted >= 1
+    train(small_run(resume=str(run), **{"device.threads": noted + 1, "trainer.max_steps": 14}), run)
+    assert f"{noted + 1} threads now, {noted} before" in (run / "run.log").read_text()
+
+
+def test_the_default_prompt_works_for_characters_of_a_text_of_one_line(small_run, tmp_path):
+    config = small_run()
+    (tmp_path / "text.txt").write_text("one long line " * 800)
+    config.tokenizer = CharTokenizerConfig()
+    assert train(config, tmp_path / "run").state.finished
+
+
+def test_a_plot_that_fails_does_not_fail_the_run(small_run, tmp_path, monkeypatch):
+    def broken(*args):
+        raise RuntimeError("no fonts")
+
+    monkeypatch.setattr("gpt2x.training.run.plot_loss", broken)
+    train(small_run(), tmp_path / "run")
+    assert "could not be plotted: no fonts" in (tmp_path / "run" / "run.log").read_text()
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["status"] == "finished"
 
 
 def test_the_average_of_the_weights_is_what_its_definition_says(small_run, tmp_path):
