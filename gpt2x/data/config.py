@@ -29,7 +29,7 @@ class TextConfig:
     strip: str | None = option(None, "gutenberg: drop Project Gutenberg's header and licence", choices=(None, "gutenberg"))
     separator: str | None = option(None, "string between documents; each document then ends with the end-of-text token")
     val_fraction: float = option(0.1, "share of the text, by position, held out for validation", minimum=0, below=1)
-    test_fraction: float = option(0.0, "share of the text, its very end, held out for the final test", minimum=0, below=1)
+    test_fraction: float = option(0.0, "share of the text, its very end, measured once, when the run ends", minimum=0, below=1)
     batch_size: int = option(16, "windows in one micro-batch", minimum=1)
     eval_batch_size: int | None = option(
         None, "windows in one evaluation batch (null: batch_size); the result does not depend on it", minimum=1

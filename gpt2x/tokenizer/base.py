@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +24,7 @@ class TokenizerError(UserError, ValueError):
     """Text, ids or a file that a tokenizer cannot use; the message says which and what to do."""
 
 
-class Tokenizer:
+class Tokenizer(ABC):
     """A fixed list of byte strings, the tokens, and a rule (`encode`) that cuts text into them.
 
     A token's id is its place in the list; end-of-text comes after the last one, stands between
@@ -46,16 +47,16 @@ class Tokenizer:
             raise ValueError("a token occurs twice")
 
     @classmethod
+    @abstractmethod
     def from_corpus(cls, texts: Iterable[str], **settings: Any) -> Tokenizer:
         """The tokenizer that the config describes; `texts` yields the text to learn from, piece by piece."""
-        raise NotImplementedError
 
+    @abstractmethod
     def encode(self, text: str) -> np.ndarray:
         """Token ids of `text`: int32, shape (T,).
 
         All of it is ordinary text: the characters "<|endoftext|>" in it do not become end-of-text.
         """
-        raise NotImplementedError
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """The text of `ids`, with U+FFFD wherever the bytes are not UTF-8 (a character cut in half, say)."""

@@ -113,7 +113,9 @@ class Trainer:
                 state.unlogged = row if cut_short else {}
                 if row and not cut_short:
                     self.tracker.log({"step": state.step, "tokens": state.tokens, "seconds": self._seconds()} | row)
-                state.finished = not cut_short and self._is_over()
+                state.finished = not cut_short and self._is_over(state.evaluations_since_best)
+                if state.finished and state.step < self.max_steps:
+                    log.info("stopping early: no better %s for %d evaluations", self.task.metric, self.patience)
                 new_best = self.checkpoints.keep_best and state.best_step == state.step
                 if state.step and (stop() or state.finished or new_best or state.step % self.checkpoint_every == 0):
                     self._save()
@@ -206,46 +208,50 @@ class Trainer:
     # -- evaluation -----------------------------------------------------------------------------------------
 
     def _evaluate(self, stop: StopRequest) -> dict[str, float] | None:
-        """Metrics of the whole validation split with what training keeps as its result; None if stopped."""
+        """Metrics of whole splits with what training keeps as its result; None, and nothing noted, if stopped.
+
+        Always the validation split, part of the training split if asked for, and at the run's end the test split.
+        """
         state = self.state
         self.model.eval()
         with self.ema.applied() if self.ema is not None else contextlib.nullcontext():
-            row = self._measure("val", None, stop)
+            row = self._measure("val", "val", None, stop)
+            value = row.get(self.task.metric) if row else None
+            better = value is not None and (state.best is None or value < state.best)
+            since_best = 0 if better else state.evaluations_since_best + (value is not None)
             if row is not None and self.eval_train_windows:
-                train = self._measure("train", self.eval_train_windows, stop)
-                row = row | {f"train_eval/{k[6:]}": v for k, v in train.items()} if train is not None else None
+                row = self._measure("train", "train_eval", self.eval_train_windows, stop, row)
+            if row is not None and self._is_over(since_best):
+                row = self._measure("test", "test", None, stop, row)
             if row is None:
                 return None
-            state.evaluated_step, state.metrics = state.step, row
-            value = row.get(self.task.metric)
-            if value is not None:
-                if state.best is None or value < state.best:
-                    state.best, state.best_step, state.evaluations_since_best = value, state.step, 0
-                else:
-                    state.evaluations_since_best += 1
-            self.progress.evaluated(state.step, row, best=state.best_step == state.step)
+            state.evaluated_step, state.metrics, state.evaluations_since_best = state.step, row, since_best
+            if better:
+                state.best, state.best_step = value, state.step
+            self.progress.evaluated(state.step, row, best=better)
             if self.sample is not None:
                 sample = self.sample(state.step)
                 self.tracker.sample({"step": state.step} | sample)
                 self.progress.sampled(sample)
         return row
 
-    def _measure(self, split: str, max_windows: int | None, stop: StopRequest) -> dict[str, float] | None:
+    def _measure(
+        self, split: str, name: str, max_windows: int | None, stop: StopRequest, row: dict[str, float] | None = None
+    ) -> dict[str, float] | None:
+        """`row` with the metrics of a split, called name/..., added to it; None if stopped."""
+        row = row or {}
         if not self.data.n_eval_tokens(split):
-            return {}
+            return row
         batches = (batch.to(self.device.torch_device) for batch in self.data.eval_batches(split, max_windows))
         with self.device.autocast():
             metrics = self.task.evaluate(self.model, batches, stop)
-        return None if metrics is None else {f"{split}/{name}": value for name, value in metrics.items()}
+        return None if metrics is None else row | {f"{name}/{key}": value for key, value in metrics.items()}
 
     # -- ending and saving ----------------------------------------------------------------------------------
 
-    def _is_over(self) -> bool:
-        state = self.state
-        if self.patience is not None and state.evaluations_since_best >= self.patience:
-            log.info("stopping early: no better %s for %d evaluations", self.task.metric, self.patience)
-            return True
-        return state.step >= self.max_steps
+    def _is_over(self, evaluations_since_best: int) -> bool:
+        hopeless = self.patience is not None and evaluations_since_best >= self.patience
+        return hopeless or self.state.step >= self.max_steps
 
     def _seconds(self) -> float:
         """Seconds of work so far, those before a resume included."""

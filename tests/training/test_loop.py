@@ -152,6 +152,17 @@ def test_early_stopping_ends_after_as_many_worse_evaluations(small_run, tmp_path
     assert result.metric == min(values)
 
 
+def test_the_test_split_is_measured_once_at_the_end(small_run, tmp_path):
+    train(small_run(**{"data.test_fraction": 0.1}), tmp_path / "run")
+    rows = read_metrics(tmp_path / "run")
+    assert [row["step"] for row in rows if "test/loss" in row] == [12]
+    assert rows[-1]["test/loss"] != rows[-1]["val/loss"]
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["last"]["test/loss"] == rows[-1]["test/loss"]
+    config = small_run(**{"data.test_fraction": 0.1, "trainer.patience": 1, "trainer.eval_every": 1, "optimizer.lr": 5.0})
+    result = train(config, tmp_path / "early")
+    assert [row["step"] for row in read_metrics(tmp_path / "early") if "test/loss" in row] == [result.state.step]
+
+
 def test_the_best_and_the_newest_checkpoints_are_kept(small_run, tmp_path):
     config = small_run(**{"trainer.eval_every": 1, "trainer.max_steps": 9, "trainer.keep_last": 2, "trainer.keep_every": 4})
     result = train(config, tmp_path / "run")
