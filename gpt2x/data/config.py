@@ -58,5 +58,6 @@ class TextConfig:
 
     def check_available(self) -> None:
         """Raise ConfigError if the user's own text is not where `path` says."""
-        if self.path is not None and not os.path.exists(self.path) and not glob.glob(self.path, recursive=True):
+        path = os.path.expanduser(self.path or "")
+        if self.path is not None and not os.path.exists(path) and not glob.glob(path, recursive=True):
             raise ConfigError("path", self.path, "no such file, folder or glob match", f"looked from {os.getcwd()}")

@@ -84,7 +84,7 @@ class TextCorpus:
             name_in_cache = file or url.rsplit("/", 1)[-1]
             files = [fetch(url, file=name_in_cache, sha256=sha256, cache=self.cache / "downloads", mirror=mirror)]
         else:
-            files = _users_files(path)
+            files = _users_files(os.path.expanduser(path))
         segments = [_without_gutenberg(f) if strip == "gutenberg" else Segment(f, 0, f.stat().st_size) for f in files]
         self.ends_documents = self.separator is not None or len(segments) > 1
         self.splits = dict(zip(SPLITS, self._cut(segments, val_fraction, test_fraction), strict=True))
@@ -262,7 +262,9 @@ def _pieces(data: mmap.mmap | bytes, start: int, end: int, path: Path) -> Iterat
                     stop += 1
         raw = data[start:stop]
         if b"\0" in raw:
-            raise UserError(f"{path}: byte {start + raw.index(0):,} is NUL, so this is a binary file, not text")
+            raise UserError(
+                f"{path}: byte {start + raw.index(0):,} is NUL, so this is a binary file, or UTF-16, not UTF-8 text"
+            )
         try:
             yield raw.decode("utf-8")
         except UnicodeDecodeError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ class Progress:
 
     def __init__(self, *, total_steps: int, log_seconds: float, peak_memory: Callable[[], int], bar: bool = True):
         self.total_steps, self.log_seconds, self.peak_memory = total_steps, log_seconds, peak_memory
-        self.on_terminal = bar and sys.stderr.isatty()
+        self.on_terminal = bar and _terminal_width() > 0
         self._bar = None
         self._val = ""
 
@@ -69,6 +70,14 @@ class Progress:
         """A text was generated; its empty lines are left out here."""
         lines = [line for line in (sample["prompt"] + sample["text"]).splitlines() if line.strip()]
         log.info("  | %s", "\n  | ".join(lines))
+
+
+def _terminal_width() -> int:
+    """Columns of the terminal behind stderr; 0 where there is none, or one that does not know its size."""
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns
+    except (OSError, ValueError):
+        return 0
 
 
 def _count(n: float) -> str:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import math
+import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -115,6 +116,8 @@ def train(config: TrainConfig, run_dir: Path, *, overrides: list[str] | None = N
             log.info("model    %s", model)
             log.info("training %s", _plan(config, data, steps, state))
             log.info("device   %s", device)
+            if state.step >= steps:
+                log.info("nothing left to do; a trainer.max_steps above %d makes the run longer", state.step)
             trainer.fit(stop)
             folder.result["peak_memory_bytes"] = device.peak_memory()
             _conclude(config, run_dir, state, device.peak_memory())
@@ -213,6 +216,6 @@ def _conclude(config: TrainConfig, run_dir: Path, state: TrainState, peak_memory
     if plot is not None:
         log.info("plot     %s", shown(plot))
     if state.finished:
-        log.info("try      gpt2x-generate checkpoint=%s prompt=Once", shown(run_dir))
+        log.info("try      gpt2x-generate checkpoint=%s", shlex.quote(shown(run_dir)))
     else:
-        log.info("go on    gpt2x-train resume=%s", shown(run_dir))
+        log.info("go on    gpt2x-train resume=%s", shlex.quote(shown(run_dir)))

@@ -413,6 +413,16 @@ def test_an_empty_text_is_refused(tmp_path):
         corpus(tmp_path, path=str(tmp_path / "empty"))
 
 
+def test_a_path_from_the_home_folder_is_found(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    (tmp_path / "mine.txt").write_text("my own words " * 100)
+    config = TextConfig(path="~/mine.txt")
+    config.check_available()
+    corpus = instantiate(config, cache=tmp_path / "cache", mirror=None)
+    assert next(corpus.texts("train")).startswith("my own words")
+
+
 def test_missing_texts_are_named(tmp_path):
     for path in (tmp_path / "missing.txt", tmp_path / "*.txt"):
         with pytest.raises(UserError, match="no such file, folder or glob match") as error:

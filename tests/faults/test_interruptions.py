@@ -125,6 +125,7 @@ def test_a_run_cut_short_and_extended_equals_one_that_was_planned_long(undisturb
 def test_a_finished_run_has_nothing_left_to_do(undisturbed):
     run, expected, _ = undisturbed
     output = finish(resume(run))
+    assert "nothing left to do; a trainer.max_steps above 150 makes the run longer" in output
     assert "finished at step 150" in output
     assert outcome(run) == expected
 
