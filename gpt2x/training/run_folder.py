@@ -39,7 +39,6 @@ class RunFolder:
     def __init__(self, path: Path, config: TrainConfig, overrides: list[str]):
         self.path, self.config = Path(path), config
         self.resumed = config.resume is not None
-        self.given = overrides
         self.overrides = (_lines(self.path / "overrides.txt") if self.resumed else []) + overrides
         self.state: TrainState | None = None
         self.result: dict[str, Any] = {}
