@@ -107,6 +107,11 @@ def is_group(name: str, kind: Any) -> bool:
     return kind is Any and name in GROUPS
 
 
+def is_mapping(kind: Any) -> bool:
+    """Whether a setting is a mapping of texts to values, such as dict[str, float]."""
+    return typing.get_origin(kind) is dict
+
+
 def part_class(name: str, kind: Any, data: Any) -> type | None:
     """The dataclass of a nested part; None for a plain setting, or if the data choose none that is allowed."""
     if not is_group(name, kind):
@@ -124,6 +129,8 @@ def type_name(kind: Any) -> str:
         return " or ".join([*map(type_name, optional), "null"])
     if typing.get_origin(kind) is list:
         return f"a list of {_PLURALS[optional[0]]}"
+    if is_mapping(kind):
+        return f"a mapping of {_PLURALS[optional[0]]} to {_PLURALS[optional[1]]}"
     return _NAMES[kind]
 
 
@@ -237,6 +244,8 @@ def _convert(kind: Any, value: Any) -> Any:
             raise ValueError(f"expected {type_name(kind)}") from None
     if typing.get_origin(kind) is list and isinstance(value, (list, tuple)):
         return [_convert(typing.get_args(kind)[0], v) for v in value]
+    if is_mapping(kind):
+        return _convert_mapping(kind, value)
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if kind is bool and isinstance(value, bool):
         return value
@@ -251,12 +260,30 @@ def _convert(kind: Any, value: Any) -> Any:
     raise ValueError(f"expected {type_name(kind)}")
 
 
+def _convert_mapping(kind: Any, mapping: Any) -> dict:
+    if not isinstance(mapping, dict):
+        raise ValueError(f"expected {type_name(kind)}, such as {{a: 1, ' b': 2}}")
+    of_keys, of_values = typing.get_args(kind)
+    converted = {}
+    for key, value in mapping.items():
+        try:
+            name = _convert(of_keys, key)
+        except ValueError:
+            raise ValueError(f"expected {type_name(kind)}; put quotes around {show(key)} if it is meant as text") from None
+        try:
+            converted[name] = _convert(of_values, value)
+        except ValueError as error:
+            hint = "; a space belongs after the colon" if value is None else ""  # YAML reads {a:1} as {"a:1": null}
+            raise ValueError(f"{error} for {name!r}, not {show(value)}{hint}") from None
+    return converted
+
+
 def _within_limits(setting: Setting, value: Any) -> Any:
     limits = setting.field.metadata
     if "choices" in limits and value not in limits["choices"]:
         close = similar(str(value), [c for c in limits["choices"] if isinstance(c, str)])
         raise ValueError(f"expected {setting.allowed}" + (f"; did you mean {close[0]}?" if close else ""))
-    for number in value if isinstance(value, list) else [value]:
+    for number in value if isinstance(value, list) else value.values() if isinstance(value, dict) else [value]:
         if isinstance(number, (int, float)) and (
             ("minimum" in limits and number < limits["minimum"])
             or ("maximum" in limits and number > limits["maximum"])

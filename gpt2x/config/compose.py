@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import functools
 import itertools
 import os
 import re
@@ -32,7 +33,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf._utils import get_yaml_loader
 from omegaconf.errors import OmegaConfBaseException
 
-from gpt2x.config.check import check, defaults, similar
+from gpt2x.config.check import check, defaults, is_mapping, settings, similar, types_of
 from gpt2x.config.option import ConfigError, ConfigErrors
 from gpt2x.config.schema import GROUPS
 
@@ -56,7 +57,7 @@ def compose(config_name: str, schema: type, overrides: Sequence[str] = (), confi
 
 def to_yaml(config: Any) -> str:
     """A configuration as resolved, plain YAML, `_target_`s included; `from_yaml` reads it back."""
-    return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)
+    return yaml.dump(dataclasses.asdict(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def from_yaml(path: str | os.PathLike, schema: type) -> Any:
@@ -76,6 +77,12 @@ def from_yaml(path: str | os.PathLike, schema: type) -> Any:
         return check(schema, data)
     except ConfigError as error:
         raise ConfigErrors([ConfigError("", None, f"{path}: {e}") for e in getattr(error, "errors", [error])]) from None
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes all text that the loader above would take for something else, such as "1e5" for a number."""
+
+    yaml_implicit_resolvers = get_yaml_loader().yaml_implicit_resolvers
 
 
 class Composer:
@@ -154,8 +161,8 @@ class Composer:
                     self.config_name, list(key), RunMode.MULTIRUN, validate_sweep_overrides=False
                 )
             config = copy.deepcopy(self._composed[key])
-            settings = [dataclasses.replace(o, type=OverrideType.FORCE_ADD) for o in overrides if o not in files]
-            self.loader._apply_overrides_to_config(settings, config)
+            others = [dataclasses.replace(o, type=OverrideType.FORCE_ADD) for o in overrides if o not in files]
+            self.loader._apply_overrides_to_config(others, config)
         return config
 
     def config(self, overrides: list[Override]) -> Any:
@@ -202,13 +209,15 @@ class Composer:
 
 
 def _verbatim(schema: type) -> Iterator[str]:
-    """The dotted names of the settings declared `verbatim`."""
+    """The dotted names of the settings whose values are taken as they are typed: those declared `verbatim`, and mappings,
+    whose keys Hydra's grammar would not let one quote."""
+    kinds = types_of(schema)
     for field in dataclasses.fields(schema):
-        if "verbatim" in field.metadata:
+        if "verbatim" in field.metadata or is_mapping(kinds[field.name]):
             yield field.name
         part = field.default_factory if dataclasses.is_dataclass(field.default_factory) else None
         for cls in GROUPS.get(field.name, (part,) if part else ()):
-            yield from (f"{field.name}.{inner.name}" for inner in dataclasses.fields(cls) if "verbatim" in inner.metadata)
+            yield from (f"{field.name}.{name}" for name in _verbatim(cls))
 
 
 class Loader(ConfigLoaderImpl):
@@ -233,9 +242,21 @@ def checked(config: DictConfig, schema: type, groups: Sequence[str] = ()) -> Any
     """The dataclass that a composed configuration describes; raises ConfigError naming all that is wrong with it."""
     with our_errors():
         plain = OmegaConf.to_container(_without_hydra(config), resolve=True)
+    _read_mappings(schema, plain)
     for group in set(groups) & set(plain) - {field.name for field in dataclasses.fields(schema)}:
         raise ConfigError("", None, f"a file of {group}/ that sets values must start with the line: # @package _global_")
     return check(schema, plain, groups=groups)
+
+
+def _read_mappings(schema: type, data: dict) -> None:
+    """Replace, in place, each mapping that came as YAML text, from the command line; what is none stays, for `check`."""
+    for setting in settings(schema, data):
+        *path, name = setting.key.split(".")
+        node = functools.reduce(lambda node, part: node.get(part) if isinstance(node, dict) else None, path, data)
+        if is_mapping(setting.type) and isinstance(node, dict) and isinstance(node.get(name), str):
+            with contextlib.suppress(yaml.YAMLError, RecursionError):
+                mapping = yaml.load(node[name], Loader=get_yaml_loader())
+                node[name] = mapping if isinstance(mapping, dict) else node[name]
 
 
 def quote(text: str) -> str:

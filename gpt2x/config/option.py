@@ -58,7 +58,7 @@ def option(
     """A dataclass field with one line of help and its allowed values.
 
     `minimum`/`maximum` are inclusive bounds, `above`/`below` exclusive ones; for a list they hold
-    for every element. Without a `default` the setting must be given by the YAML of its group.
+    for every element, for a mapping for every value. Without a `default` the setting must be given by the YAML of its group.
     `verbatim` marks text and paths: on the command line commas, brackets and the like mean nothing special in them.
     """
     limits = {"choices": choices, "minimum": minimum, "maximum": maximum, "above": above, "below": below, "verbatim": verbatim}

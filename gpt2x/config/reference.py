@@ -25,7 +25,8 @@ A run is composed of one file from each group's folder here, with settings chang
 
 What is stronger: the command line, then an experiment, then the root file (`train.yaml`), then the groups' files,
 then the defaults below. An experiment file starts with the line `# @package _global_` and holds only what it changes.
-Values are YAML: `null`, `true`, `1e-3`, `[0.9,0.95]`.
+Values are YAML: `null`, `true`, `1e-3`, `[0.9,0.95]`, `{a: 1, " b": 2}`; a shell wants
+single quotes around the whole of what holds spaces, quotes or braces: `'sampling.logit_bias={" the": -2}'`.
 """
 
 

@@ -194,7 +194,7 @@ def test_a_sweep_written_in_a_file(train, fake, tmp_path):
 
 
 def test_a_glob_over_a_group(train, fake):
-    assert train("-m", "sampling=glob(*e*,exclude=c*)").code == 0
+    assert train("-m", "sampling=glob(*re*,exclude=c*)").code == 0
     assert [run.overrides for run in fake.runs] == [["sampling=greedy"]]
 
 
