@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gpt2x.model.attention import CausalSelfAttention
+from gpt2x.model.cache import KVCache, LayerCache
 
 
 class MLP(nn.Module):
@@ -43,9 +44,9 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(n_embd)
         self.mlp = MLP(n_embd=n_embd, dropout=dropout)
 
-    def forward(self, x_BTC: Tensor) -> Tensor:
+    def forward(self, x_BTC: Tensor, cache: LayerCache | None = None) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
-        x_BTC = x_BTC + self.attn(self.ln_1(x_BTC))
+        x_BTC = x_BTC + self.attn(self.ln_1(x_BTC), cache)
         return x_BTC + self.mlp(self.ln_2(x_BTC))
 
 
@@ -113,21 +114,35 @@ class GPT(nn.Module):
                 for parameter in module.parameters():
                     nn.init.uniform_(parameter, -bound, bound, generator=generator)
 
-    def hidden(self, tokens_BT: Tensor) -> Tensor:
-        """The final normalized states (B, T, C) of token ids (B, T); T is at most `context_length`."""
+    def hidden(self, tokens_BT: Tensor, cache: KVCache | None = None) -> Tensor:
+        """The final normalized states (B, T, C) of token ids (B, T); T is at most `context_length`.
+
+        With a `cache` they are those of T tokens that follow what is kept there, and are kept there too.
+        """
         T = tokens_BT.shape[1]
         if self.context_length < T:
             raise ValueError(f"{T} tokens do not fit the model's context of {self.context_length}")
-        x_BTC = self.wte(tokens_BT) + self.wpe(torch.arange(T, device=tokens_BT.device))
+        positions = torch.arange(T, device=tokens_BT.device) if cache is None else cache.begin(T)
+        x_BTC = self.wte(tokens_BT) + self.wpe(positions)
         x_BTC = F.dropout(x_BTC, self.dropout, self.training)
-        for block in self.h:
-            x_BTC = block(x_BTC)
+        for i, block in enumerate(self.h):
+            x_BTC = block(x_BTC, None if cache is None else cache.layers[i])
         return self.ln_f(x_BTC)
+
+    def new_cache(self, rows: int, capacity: int) -> KVCache:
+        """An empty cache for `rows` texts of up to `capacity` tokens, at most `context_length`."""
+        return KVCache(
+            n_layer=len(self.h),
+            n_head=self.h[0].attn.n_head,
+            head_width=self.wte.embedding_dim // self.h[0].attn.n_head,
+            rows=rows,
+            capacity=min(capacity, self.context_length),
+            like=self.wte.weight,
+        )
 
     def logits(self, x: Tensor) -> Tensor:
         """Scores (..., V) over the vocabulary of final states (..., C); a tied head is the token embedding itself."""
-        head = self.wte if self.lm_head is None else self.lm_head
-        return F.linear(x, head.weight)
+        return F.linear(x, self.wte.weight) if self.lm_head is None else self.lm_head(x)
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
         """Logits (B, T, V) of token ids (B, T): those at position t predict the token at t + 1."""

@@ -7,66 +7,16 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import GPT2Config, GPT2LMHeadModel
+from models import SHAPE, far_from_linear, gpt, hugging_face, some_tokens, transposed
 
 from gpt2x.config.compose import compose
 from gpt2x.config.instantiate import instantiate
 from gpt2x.config.schema import TrainConfig
 from gpt2x.model.attention import CausalSelfAttention
-from gpt2x.model.gpt import GPT, MLP
+from gpt2x.model.gpt import MLP
 from gpt2x.tokenizer.gpt2 import GPT2Tokenizer
 
-SHAPE = {"vocab_size": 61, "n_layer": 3, "n_head": 4, "n_embd": 32, "context_length": 24}
 KINDS = ("manual", "sdpa")
-
-
-def gpt(seed: int = 0, **changes) -> GPT:
-    return GPT(**(SHAPE | {"generator": torch.Generator().manual_seed(seed)} | changes))
-
-
-@torch.no_grad()
-def far_from_linear(model: GPT, seed: int = 1) -> GPT:
-    """Move every parameter, biases and norms too, to where softmax and GELU are anything but linear."""
-    generator = torch.Generator().manual_seed(seed)
-    for name, parameter in model.named_parameters():
-        noise = torch.randn(parameter.shape, generator=generator)
-        if name.endswith("bias"):
-            parameter.copy_(0.3 * noise)
-        elif parameter.dim() == 1:  # the norms' weights
-            parameter.copy_(1 + 0.3 * noise)
-        else:
-            parameter.mul_(10)
-    return model
-
-
-def hugging_face(model: GPT, **changes) -> GPT2LMHeadModel:
-    """The model of transformers with our weights; its Conv1D holds a Linear's weight transposed."""
-    settings = GPT2Config(
-        vocab_size=SHAPE["vocab_size"],
-        n_positions=SHAPE["context_length"],
-        n_embd=SHAPE["n_embd"],
-        n_layer=SHAPE["n_layer"],
-        n_head=SHAPE["n_head"],
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-        bos_token_id=0,
-        eos_token_id=0,
-        attn_implementation="eager",
-        **changes,
-    )
-    reference = GPT2LMHeadModel(settings).to(model.wte.weight.dtype)
-    state = {f"transformer.{name}": transposed(name, p.detach()) for name, p in model.named_parameters()}
-    reference.load_state_dict(state | {"lm_head.weight": model.wte.weight.detach()}, strict=True)
-    return reference.eval()
-
-
-def transposed(name: str, tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.T if name.split(".")[-2].startswith("c_") and tensor.dim() == 2 else tensor
-
-
-def some_tokens(batch: int = 3, length: int = SHAPE["context_length"], seed: int = 2) -> torch.Tensor:
-    return torch.randint(SHAPE["vocab_size"], (batch, length), generator=torch.Generator().manual_seed(seed))
 
 
 # -- the same function as others' ---------------------------------------------------------------------------

@@ -1,0 +1,59 @@
+"""Small models whose weights are large enough to be wrong about, and their twins in transformers."""
+
+from __future__ import annotations
+
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from gpt2x.model.gpt import GPT
+
+SHAPE = {"vocab_size": 61, "n_layer": 3, "n_head": 4, "n_embd": 32, "context_length": 24}
+
+
+def gpt(seed: int = 0, **changes) -> GPT:
+    return GPT(**(SHAPE | {"generator": torch.Generator().manual_seed(seed)} | changes))
+
+
+@torch.no_grad()
+def far_from_linear(model: GPT, seed: int = 1) -> GPT:
+    """Move every parameter, biases and norms too, to where softmax and GELU are anything but linear."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        if name.endswith("bias"):
+            parameter.copy_(0.3 * noise)
+        elif parameter.dim() == 1:  # the norms' weights
+            parameter.copy_(1 + 0.3 * noise)
+        else:
+            parameter.mul_(10)
+    return model
+
+
+def hugging_face(model: GPT, **changes) -> GPT2LMHeadModel:
+    """The model of transformers with our weights; its Conv1D holds a Linear's weight transposed."""
+    settings = GPT2Config(
+        vocab_size=model.vocab_size,
+        n_positions=model.context_length,
+        n_embd=model.wte.embedding_dim,
+        n_layer=len(model.h),
+        n_head=model.h[0].attn.n_head,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        bos_token_id=0,
+        eos_token_id=0,
+        attn_implementation="eager",
+        **changes,
+    )
+    reference = GPT2LMHeadModel(settings).to(model.wte.weight.dtype)
+    state = {f"transformer.{name}": transposed(name, p.detach()) for name, p in model.named_parameters()}
+    reference.load_state_dict(state | {"lm_head.weight": model.wte.weight.detach()}, strict=True)
+    return reference.eval()
+
+
+def transposed(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.T if name.split(".")[-2].startswith("c_") and tensor.dim() == 2 else tensor
+
+
+def some_tokens(batch: int = 3, length: int = SHAPE["context_length"], seed: int = 2) -> torch.Tensor:
+    return torch.randint(SHAPE["vocab_size"], (batch, length), generator=torch.Generator().manual_seed(seed))
