@@ -145,8 +145,6 @@ class Composer:
         files = [o for o in overrides if self._chooses_files(o)]
         for o in files:
             names = o.value() if isinstance(o.value(), list) else [o.value()]
-            if o.value() is None and self.groups.get(o.key_or_group, "") is None:  # a group that may be left out
-                continue
             if not o.is_hydra_override() and not all(isinstance(name, str) for name in names):
                 raise _no_such_choice(o.key_or_group, o.value(), self.choices(o.key_or_group))
         key = tuple(o.input_line for o in files)

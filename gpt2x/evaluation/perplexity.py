@@ -78,7 +78,7 @@ class Perplexity:
         "loss" is the mean per token, "bpb" the same in bits per byte of text. With a reference, "against_fp32" holds
         the share of positions where both find the same token likeliest, the mean Kullback-Leibler divergence
         KL(fp32 || model) in nats, and the loss of fp32 with the difference to it.
-        Raises UserError if the split has nothing to predict.
+        Raises UserError if the split has nothing to predict, or the loss is not finite.
         """
         row = self._row(corpus.tokens(self.tokenizer)[split])
         if row.n_predictions < 1:
@@ -86,6 +86,8 @@ class Perplexity:
         windows = row.windows(self.context_length, self.stride)
         sums, seconds = self._sums(row, windows)
         loss = sums.nats / sums.tokens
+        if not math.isfinite(loss):
+            raise UserError(f"the loss is {loss}: this checkpoint's weights are no good; choose another by which=STEP")
         results = {
             "evaluation": "perplexity",
             "mode": self.mode,
@@ -216,6 +218,8 @@ class Row:
 
 def _document_ends(tokens: np.ndarray, end_of_text: int) -> np.ndarray:
     """Where each document ends, one past its end-of-text token (the last may lack one), in ascending order."""
-    starts = range(0, len(tokens), _PIECE)
-    ends = np.concatenate([[0], *(start + 1 + np.flatnonzero(tokens[start : start + _PIECE] == end_of_text) for start in starts)])
-    return ends[1:] if ends[-1] == len(tokens) else np.append(ends[1:], len(tokens))
+    ends = [
+        start + 1 + np.flatnonzero(tokens[start : start + _PIECE] == end_of_text) for start in range(0, len(tokens), _PIECE)
+    ]
+    last = [] if len(tokens) == 0 or tokens[-1] == end_of_text else [len(tokens)]
+    return np.concatenate([*ends, last]).astype(np.int64)

@@ -143,6 +143,15 @@ def test_bf16_on_a_processor_goes_through_the_prepared_layers_without_autocast(r
     assert "against_fp32" not in result
 
 
+@pytest.mark.parametrize("weights", ["bf16", "int8"])
+def test_the_layers_prepared_for_this_processor(measure, weights):
+    pytest.importorskip("gpt2x.model.prepared")
+    code, _, err, result = measure(f"generation.weights={weights}", "evaluation.against_fp32=true")
+    assert (code, err) == (0, "")
+    assert result["against_fp32"]["top1_agreement"] > 0.9
+    assert 0 < result["against_fp32"]["kl"] < 0.01
+
+
 # What is refused
 
 
@@ -150,13 +159,21 @@ def test_bf16_on_a_processor_goes_through_the_prepared_layers_without_autocast(r
     ("overrides", "code", "message"),
     [
         (["evaluation.against_fp32=true"], 2, "evaluation.against_fp32=true: everything is computed in fp32 already"),
-        (["evaluation.stride=17"], 2, "evaluation.stride=17: windows hold 16 tokens, so some would be left out\n  use at most 16"),
+        (
+            ["evaluation.stride=17"],
+            2,
+            "evaluation.stride=17: windows hold 16 tokens, so some would be left out\n  use at most 16",
+        ),
         (["evaluation.stride=9", "evaluation.context_length=8"], 2, "evaluation.stride=9: windows hold 8 tokens"),
         (["evaluation.context_length=17"], 2, "evaluation.context_length=17: the model's context holds 16"),
         (["evaluation.stride=0"], 2, "evaluation.stride=0: must be at least 1"),
         (["evaluation.mode=document"], 2, "did you mean documents?"),
         (["evaluation=perplexty"], 2, "did you mean evaluation=perplexity?"),
-        (["split=test"], 2, "split=test: data=text has no text in it\n  use split=train or split=val, or cut the text another way"),
+        (
+            ["split=test"],
+            2,
+            "split=test: data=text has no text in it\n  use split=train or split=val, or cut the text another way",
+        ),
         (["split=valid"], 2, "split=valid: expected one of train, val, test; did you mean val?"),
         (["which=newest"], 2, "which=newest: expected best, last, or a step's number"),
         (["device.compile=true"], 2, "device.compile=true: is for training"),

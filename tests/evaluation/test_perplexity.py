@@ -28,9 +28,9 @@ LENGTHS = np.append(np.random.default_rng(0).integers(1, 9, VOCAB - 1), 0)  # by
 TOKENIZER = SimpleNamespace(end_of_text=END, token_lengths=lambda: LENGTHS)
 
 
-def sharp_model(seed: int = 0) -> GPT:
+def sharp_model() -> GPT:
     """A small model whose predictions are far from uniform and depend much on the context."""
-    model = GPT(vocab_size=VOCAB, n_layer=2, n_head=2, n_embd=16, context_length=T, generator=torch.Generator().manual_seed(seed))
+    model = GPT(vocab_size=VOCAB, n_layer=2, n_head=2, n_embd=16, context_length=T, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(12 if parameter.dim() == 2 else 1)
@@ -44,9 +44,7 @@ DOUBLE = copy.deepcopy(MODEL).double()
 def evaluate(tokens, *, model=MODEL, tokenizer=TOKENIZER, reference=None, **changes) -> dict:
     corpus = SimpleNamespace(name="random", tokens=lambda tokenizer: {"val": np.asarray(tokens, dtype=np.uint16)})
     options = dict(mode="strided", context_length=None, stride=None, batch_size=4, against_fp32=reference is not None)
-    measure = Perplexity(
-        model, tokenizer, autocast=contextlib.nullcontext, reference=lambda: reference, **(options | changes)
-    )
+    measure = Perplexity(model, tokenizer, autocast=contextlib.nullcontext, reference=lambda: reference, **(options | changes))
     return measure.evaluate(corpus, "val")
 
 
@@ -112,7 +110,9 @@ def test_strided_is_hugging_faces_recipe_on_the_same_weights_and_tokens(theirs, 
 
 
 @settings(deadline=None, max_examples=25)
-@given(n=st.integers(2, 70), length=st.integers(1, T), stride=st.integers(1, T), batch=st.integers(1, 9), seed=st.integers(0, 9))
+@given(
+    n=st.integers(2, 70), length=st.integers(1, T), stride=st.integers(1, T), batch=st.integers(1, 9), seed=st.integers(0, 9)
+)
 def test_strided_is_each_token_by_itself(n, length, stride, batch, seed):
     stride = min(stride, length)
     tokens = random_tokens(n, seed, end_every=8)
@@ -277,6 +277,9 @@ def test_the_ends_of_documents_are_found_piece_by_piece(monkeypatch, piece):
     assert perplexity._document_ends(np.array([END, 1, 2, END, 3, END]), END).tolist() == [1, 4, 6]
     assert perplexity._document_ends(np.array([1, END, 3]), END).tolist() == [2, 3]
     assert perplexity._document_ends(np.array([1, 2]), END).tolist() == [2]
+    assert perplexity._document_ends(np.array([1]), END).tolist() == [1]
+    assert perplexity._document_ends(np.array([END]), END).tolist() == [1]
+    assert perplexity._document_ends(np.array([], dtype=int), END).tolist() == []
 
 
 def test_a_split_on_disk_is_read_where_it_lies(tmp_path):
@@ -302,6 +305,13 @@ def test_windows_that_do_not_fit_the_model_are_refused(changes, message):
 def test_a_split_without_anything_to_predict_is_refused(mode, n):
     with pytest.raises(UserError, match="split=val: data=random has too little text there"):
         evaluate(random_tokens(n), mode=mode)
+
+
+def test_a_loss_that_is_no_number_is_no_result():
+    model = sharp_model()
+    torch.nn.init.constant_(model.ln_f.bias, math.nan)
+    with pytest.raises(UserError, match="the loss is nan"):
+        evaluate(random_tokens(20), model=model)
 
 
 def test_half_the_context_is_the_default_and_a_context_of_one_token_has_windows_too():
