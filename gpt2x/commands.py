@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gpt2x.config.command import Command
-from gpt2x.config.schema import GenerateConfig, TrainConfig
+from gpt2x.config.schema import EvaluateConfig, GenerateConfig, TrainConfig
 
 train = Command(
     name="gpt2x-train",
@@ -62,5 +62,34 @@ generate = Command(
         "checkpoint=RUN sampling.top_k=null                   choose among all tokens",
         "checkpoint=RUN which=last                            the newest checkpoint instead of the best",
         "checkpoint=RUN -m sampling.temperature=0.5,0.8,1.1   one text for each temperature",
+    ),
+)
+
+evaluate = Command(
+    name="gpt2x-evaluate",
+    config_name="evaluate",
+    schema=EvaluateConfig,
+    run="gpt2x.evaluation.run:evaluate",
+    shown=(
+        "checkpoint",
+        "which",
+        "split",
+        "output",
+        "generation.weights",
+        "evaluation.mode",
+        "evaluation.stride",
+        "evaluation.context_length",
+        "evaluation.batch_size",
+        "evaluation.against_fp32",
+        "device.threads",
+    ),
+    examples=(
+        "checkpoint=outputs/runs/DATE/TIME_NAME            perplexity on the run's own validation text",
+        "checkpoint=RUN evaluation.mode=strided            all of it in a row, in windows that overlap by half",
+        "checkpoint=RUN data=shakespeare                   on another text",
+        "checkpoint=RUN data=text data.path=notes.txt data.val_fraction=0 split=train   all of your own text",
+        "checkpoint=RUN output=perplexity.json             also as JSON",
+        "checkpoint=RUN -m evaluation.stride=16,32,64      shorter strides: more context, more time",
+        "checkpoint=RUN generation.weights=int8 evaluation.against_fp32=true            what int8 costs",
     ),
 )

@@ -20,6 +20,7 @@ SMALL = {
         "logger=none", "trainer.eval_every=100", "data.val_fraction=0.01",
     ],
     "gpt2x-generate": ["sampling.max_new_tokens=5"],
+    "gpt2x-evaluate": [],
 }  # fmt: skip
 
 
@@ -55,10 +56,12 @@ def test_a_command_of_the_readme(line, finished_run, tmp_path, monkeypatch, caps
         arguments = [a.replace("trainer.max_steps=1000", "trainer.max_steps=4") for a in arguments]
     else:
         arguments += SMALL[command]
-    assert {"gpt2x-train": commands.train, "gpt2x-generate": commands.generate}[command](arguments) == 0
+    assert getattr(commands, command.removeprefix("gpt2x-"))(arguments) == 0
     output = capsys.readouterr().out
     if command == "gpt2x-generate":
         assert output.startswith(arguments[-2].removeprefix("prompt=")) or "prompt=Once" in arguments
+    elif command == "gpt2x-evaluate":
+        assert re.search(r"^perplexity +[\d.]+$", output, flags=re.MULTILINE)
     elif "--help" in arguments:
         assert "Examples:" in output
     elif "--cfg" in arguments:

@@ -103,8 +103,8 @@ def types_of(schema: type) -> dict[str, Any]:
 
 
 def is_group(name: str, kind: Any) -> bool:
-    """Whether a field is filled by a YAML file of a group rather than declared in place."""
-    return kind is Any and name in GROUPS
+    """Whether a field is filled by a YAML file of a group rather than declared in place; `Any | None`: it may be left out."""
+    return kind in (Any, Any | None) and name in GROUPS
 
 
 def is_mapping(kind: Any) -> bool:
@@ -159,7 +159,7 @@ class _Checker:
             if dataclasses.is_dataclass(setting.type):
                 values[name] = self.build(setting.type, data.get(name, {}), setting.key)
             elif is_group(name, setting.type):
-                values[name] = self.group(setting.key, name, data.get(name))
+                values[name] = self.group(setting.key, name, data.get(name), optional=setting.type is not Any)
             elif (value := data.get(name, setting.default)) == NOT_GIVEN:
                 self.problem("", None, f"{setting.key} must be given: {setting.help}")
             else:
@@ -174,9 +174,15 @@ class _Checker:
             self.problems.append(error.within(key))
         return config
 
-    def group(self, key: str, name: str, data: Any) -> Any:
+    def group(self, key: str, name: str, data: Any, optional: bool) -> Any:
+        if data is None and optional:
+            return None
         if data is None or data == NOT_GIVEN:
             return self.problem("", None, f"{key} must be chosen, such as {key}=...")
+        if optional and isinstance(data, dict) and "_target_" not in data:  # settings without a choice
+            for inner, value in data.items():
+                self.problem(f"{key}.{inner}", value, f"belongs to a choice of {key}, and none is made", f"add {key}=...")
+            return None
         cls = part_class(name, Any, data)
         if cls is None and isinstance(data, dict):
             targets = ", ".join(cls._target_ for cls in GROUPS[name] if hasattr(cls, "_target_"))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 from gpt2x.config.check import NOT_GIVEN, Setting, is_group, settings, type_name, types_of
 from gpt2x.config.compose import CONFIG_DIR
 from gpt2x.config.option import show
-from gpt2x.config.schema import GROUPS, GenerateConfig, TrainConfig
+from gpt2x.config.schema import GROUPS, EvaluateConfig, GenerateConfig, TrainConfig
 
 _INTRO = """\
 # Settings
@@ -32,7 +33,7 @@ single quotes around the whole of what holds spaces, quotes or braces: `'samplin
 
 def reference() -> str:
     """The whole page as Markdown."""
-    commands = {"train": TrainConfig, "generate": GenerateConfig}
+    commands = {"train": TrainConfig, "generate": GenerateConfig, "evaluate": EvaluateConfig}
     groups = sorted(path.name for path in CONFIG_DIR.iterdir() if path.is_dir() and any(path.glob("*.yaml")))
     return "\n".join(
         [
@@ -56,8 +57,9 @@ def headline(path: Path) -> str:
 
 def _root(name: str, schema: type) -> list[str]:
     kinds = types_of(schema)
-    chosen = [field.name for field in dataclasses.fields(schema) if is_group(field.name, kinds[field.name])]
-    lines = [f"## gpt2x-{name}", "", f"Groups: {', '.join(f'[{group}](#{group})' for group in chosen)}.", ""]
+    chosen = {field.name: kinds[field.name] for field in dataclasses.fields(schema) if is_group(field.name, kinds[field.name])}
+    links = (f"[{group}](#{group})" + ("" if kind is Any else " (may be left out)") for group, kind in chosen.items())
+    lines = [f"## gpt2x-{name}", "", f"Groups: {', '.join(links)}.", ""]
     return [*lines, *_table(list(settings(schema))), ""]
 
 

@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gpt2x.config.option import ConfigError, option
-from gpt2x.data.config import TextConfig
+from gpt2x.data.config import SPLITS, TextConfig
 from gpt2x.device import DeviceConfig
-from gpt2x.generation.config import SamplingConfig
+from gpt2x.evaluation.config import PerplexityConfig
+from gpt2x.generation.config import GenerationConfig, SamplingConfig, WeightsConfig
 from gpt2x.model.config import GPTConfig
 from gpt2x.task.config import LanguageModelingConfig
 from gpt2x.tokenizer.config import BPETokenizerConfig, CharTokenizerConfig, GPT2TokenizerConfig
@@ -40,6 +41,7 @@ GROUPS: dict[str, tuple[type, ...]] = {
     "device": (DeviceConfig,),
     "logger": (WandbConfig, NoLoggerConfig),
     "sampling": (SamplingConfig,),
+    "evaluation": (PerplexityConfig,),
 }
 
 
@@ -98,18 +100,53 @@ class TrainConfig:
 
 
 @dataclass(kw_only=True)
-class GenerateConfig:
-    """gpt2x-generate: continue a prompt with a trained model."""
+class TrainedModelConfig:
+    """What every command needs that loads a trained model."""
 
     checkpoint: str = option(help="a run's folder", verbatim=True)
     which: str = option("best", "which of the run's checkpoints: best, last, or a step's number")
-    prompt: str = option("\n", "text to continue", verbatim=True)
-    seed: int = option(1, "the same seed gives the same text", minimum=0, maximum=2**32 - 1)
+    generation: WeightsConfig = field(default_factory=WeightsConfig)
+    paths: PathsConfig = field(default_factory=PathsConfig)
     device: Any = None
-    sampling: Any = None
 
     def check(self) -> None:
+        weights = self.generation.weights
+        if weights != "fp32" and self.device.type != "cpu":
+            raise ConfigError("generation.weights", weights, "is for the processor", "use device=cpu, or device.precision=bf16")
+        if weights != "fp32" and self.device.precision != "fp32":
+            problem = f"device.precision={self.device.precision} keeps the weights as it needs them"
+            raise ConfigError("generation.weights", weights, problem, "leave out one of the two")
         if self.device.compile:
-            raise ConfigError("device.compile", True, "is for training; generating would compile anew for every length")
+            raise ConfigError("device.compile", True, "is for training; here it would compile anew for every length")
         if self.which not in ("best", "last") and not self.which.isdecimal():
             raise ConfigError("which", self.which, "expected best, last, or a step's number")
+
+
+@dataclass(kw_only=True)
+class GenerateConfig(TrainedModelConfig):
+    """gpt2x-generate: continue a prompt with a trained model."""
+
+    prompt: str = option("\n", "text to continue", verbatim=True)
+    seed: int = option(1, "the same seed gives the same text", minimum=0, maximum=2**32 - 1)
+    sampling: Any = None
+
+
+@dataclass(kw_only=True)
+class EvaluateConfig(TrainedModelConfig):
+    """gpt2x-evaluate: measure how good a trained model is."""
+
+    split: str = option("val", "which part of the text to evaluate on", choices=SPLITS)
+    output: str | None = option(None, "a JSON file to write the result to; null: it is only printed", verbatim=True)
+    evaluation: Any = None
+    data: Any | None = None  # null: the run's own
+
+    def check(self) -> None:
+        super().check()
+        reduced = self.generation.weights != "fp32" or self.device.precision != "fp32"
+        if self.evaluation.against_fp32 and not reduced:
+            raise ConfigError(
+                "evaluation.against_fp32",
+                True,
+                "everything is computed in fp32 already, so there is nothing to compare",
+                "use it with generation.weights=int8, generation.weights=bf16 or device.precision=bf16",
+            )

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from gpt2x.config.option import ConfigError, option
 
+SPLITS = ("train", "val", "test")  # in the order of their places in the text
+
 
 @dataclass(kw_only=True)
 class TextConfig:

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
+from gpt2x.data.config import SPLITS
 from gpt2x.data.fetch import fetch
 from gpt2x.data.windows import WindowedData
 from gpt2x.errors import UserError
@@ -30,7 +31,6 @@ from gpt2x.tokenizer.base import Tokenizer
 
 log = logging.getLogger(__name__)
 
-SPLITS = ("train", "val", "test")
 _PIECE = 1 << 20  # bytes handled at once
 _FORMAT = 1  # raise it when the same text would be tokenized or stored differently
 _SUFFIXES = {".txt", ".md"}
@@ -100,18 +100,22 @@ class TextCorpus:
                 yield from document
 
     def tokenize(self, tokenizer: Tokenizer, *, context_length: int, seed: int) -> WindowedData:
-        """The corpus as batches of token ids, ready for training.
+        """The corpus as batches of token ids, ready for training; `seed` fixes the order."""
+        arrays = self.tokens(tokenizer)
+        return WindowedData(arrays, context_length=context_length, seed=seed, name=self.name, **self.batching)
 
-        Tokens are made once per corpus and tokenizer and kept in the cache, one memory-mapped file a split,
-        so that a second start is instant and the corpus may be larger than memory. `seed` fixes the order.
+    def tokens(self, tokenizer: Tokenizer) -> dict[str, np.ndarray]:
+        """The token ids of each split, shape (tokens,); where the corpus has documents, end-of-text follows each.
+
+        They are made once per corpus and tokenizer and kept in the cache, one memory-mapped file a split,
+        so that a second start is instant and the corpus may be larger than memory.
         """
         key = hashlib.sha256(f"{self.fingerprint} {tokenizer.fingerprint}".encode()).hexdigest()[:24]
         folder = self.cache / "tokens" / f"{self.name}-{tokenizer.kind}-{key}"
         if not (folder / "meta.json").exists():
             self._write_tokens(tokenizer, folder)
         meta = json.loads((folder / "meta.json").read_text())
-        arrays = {split: _map_tokens(folder / f"{split}.bin", meta["dtype"], n) for split, n in meta["tokens"].items()}
-        return WindowedData(arrays, context_length=context_length, seed=seed, name=self.name, **self.batching)
+        return {split: _map_tokens(folder / f"{split}.bin", meta["dtype"], n) for split, n in meta["tokens"].items()}
 
     # -- splitting ------------------------------------------------------------------------------------------
 

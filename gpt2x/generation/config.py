@@ -1,4 +1,4 @@
-"""Settings of the sampling group."""
+"""Settings of the sampling group, and of how the model computes when it generates."""
 
 from __future__ import annotations
 
@@ -75,3 +75,27 @@ class SamplingConfig:
         if self.top_logprobs is not None:
             problem = "cannot be given with beam search, whose choice is of whole texts"
             raise ConfigError("top_logprobs", self.top_logprobs, problem, "leave out one of the two")
+
+
+@dataclass(kw_only=True)
+class WeightsConfig:
+    """What the weights of a trained model are kept as while it is used."""
+
+    weights: str = option(
+        "fp32", "what the weights are rounded to: bf16 and int8 are faster and cost some quality", choices=("fp32", "bf16", "int8")
+    )
+
+
+@dataclass(kw_only=True)
+class GenerationConfig(WeightsConfig):
+    """How texts are computed; `weights` and `past_context` can change what they are, the others only how fast they come."""
+
+    batch_size: int = option(8, "texts that are made at the same time", minimum=1)
+    cache: bool = option(True, "keep keys and values; false: compute the whole text anew for each token")
+    past_context: str = option(
+        "slide",
+        "when the model's context is full: slide on with its last half, computed anew, or stop",
+        choices=("slide", "stop"),
+    )
+    prefill_chunk: int | None = option(None, "tokens of a prompt computed at once; fewer need less memory; null: all", minimum=1)
+    lookup: int = option(0, "tokens to guess from earlier in the text and check at once; 0: none", minimum=0)

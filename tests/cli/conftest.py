@@ -38,12 +38,14 @@ class Fake:
     def generate(self, config: Any) -> None:
         self.runs.append(SimpleNamespace(config=config))
 
+    evaluate = generate
+
 
 @pytest.fixture
 def fake(monkeypatch, tmp_path):
     fake = Fake()
     monkeypatch.chdir(tmp_path)
-    for name, function in (("training", "train"), ("generation", "generate")):
+    for name, function in (("training", "train"), ("generation", "generate"), ("evaluation", "evaluate")):
         module = ModuleType(f"gpt2x.{name}.run")
         setattr(module, function, getattr(fake, function))
         monkeypatch.setitem(sys.modules, module.__name__, module)
@@ -59,6 +61,11 @@ def train(fake, capsys):
 @pytest.fixture
 def generate(fake, capsys):
     return _runner(commands.generate, capsys)
+
+
+@pytest.fixture
+def evaluate(fake, capsys):
+    return _runner(commands.evaluate, capsys)
 
 
 def _runner(command, capsys):

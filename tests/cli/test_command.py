@@ -8,6 +8,7 @@ from datetime import datetime
 
 import pytest
 
+from gpt2x.commands import evaluate as evaluate_command
 from gpt2x.commands import generate as generate_command
 from gpt2x.commands import train as train_command
 from gpt2x.config.compose import CONFIG_DIR, Composer
@@ -121,10 +122,11 @@ def test_what_cannot_be_used_is_refused_before_anything_happens(train, fake, tmp
     assert listing(tmp_path) == []
 
 
-def test_generate_needs_a_checkpoint(generate):
-    outcome = generate()
+@pytest.mark.parametrize("name", ["generate", "evaluate"])
+def test_what_loads_a_model_needs_a_checkpoint(name, request):
+    outcome = request.getfixturevalue(name)()
     assert outcome.code == 2
-    assert outcome.err == "gpt2x-generate: checkpoint must be given: a run's folder\n"
+    assert outcome.err == f"gpt2x-{name}: checkpoint must be given: a run's folder\n"
 
 
 def test_a_folder_that_cannot_be_created(train, tmp_path):
@@ -217,9 +219,9 @@ def test_cfg_prints_every_setting_and_writes_nothing(train, tmp_path):
     assert listing(tmp_path) == []
 
 
-@pytest.mark.parametrize("command", [train_command, generate_command])
-def test_help_teaches(command, train, generate, tmp_path):
-    outcome = (train if command is train_command else generate)("--help")
+@pytest.mark.parametrize("command", [train_command, generate_command, evaluate_command])
+def test_help_teaches(command, request, tmp_path):
+    outcome = request.getfixturevalue(command.config_name)("--help")
     assert outcome.code == 0
     assert len(outcome.out.splitlines()) < 70
     for setting in command.shown:
@@ -241,7 +243,7 @@ def test_help_lists_groups_choices_and_defaults(train, tmp_path):
     assert "nano], own" in train("-cd", "mine", "--help").out
 
 
-@pytest.mark.parametrize("command", [train_command, generate_command])
+@pytest.mark.parametrize("command", [train_command, generate_command, evaluate_command])
 def test_every_example_of_the_help_is_accepted(command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "notes.txt").write_text("text")

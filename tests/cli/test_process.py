@@ -71,7 +71,7 @@ def test_a_terminated_sweep_exits_with_143(tmp_path):
     assert process.returncode == 143
 
 
-@pytest.mark.parametrize("name", ["train", "generate"])
+@pytest.mark.parametrize("name", ["train", "generate", "evaluate"])
 def test_the_scripts_run_from_anywhere_without_an_installation(tmp_path, name):
     script = REPO / "scripts" / f"{name}.py"
     done = subprocess.run(

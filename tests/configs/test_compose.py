@@ -12,7 +12,7 @@ from gpt2x.config.check import settings
 from gpt2x.config.compose import Composer, compose, from_yaml, to_yaml
 from gpt2x.config.instantiate import instantiate
 from gpt2x.config.option import ConfigError
-from gpt2x.config.schema import GenerateConfig, TrainConfig
+from gpt2x.config.schema import EvaluateConfig, GenerateConfig, TrainConfig
 from gpt2x.training.config import SGDConfig
 
 HEADER = "# @package _global_\n"
@@ -70,7 +70,7 @@ def test_the_root_file_is_above_the_groups_and_below_the_experiment(mine):
 
 
 def test_in_our_root_files_self_stands_after_the_groups_and_before_the_experiment():
-    for name, schema in (("train", TrainConfig), ("generate", GenerateConfig)):
+    for name, schema in (("train", TrainConfig), ("generate", GenerateConfig), ("evaluate", EvaluateConfig)):
         entries = [next(iter(e)) if isinstance(e, dict) else e for e in _defaults_list(name)]
         place = entries.index("_self_")
         groups = {s for s in Composer(name, schema).groups if s not in ("experiment", "local")}
@@ -136,6 +136,26 @@ def test_a_prompt_is_taken_as_it_is(prompt):
 def test_a_prompt_can_still_be_null_or_quoted():
     assert train("sample_prompt=null").sample_prompt is None
     assert train("sample_prompt='null'").sample_prompt == "null"
+
+
+def test_a_group_that_may_be_left_out():
+    def data(*overrides):
+        return compose("evaluate", EvaluateConfig, ["checkpoint=x", *overrides]).data
+
+    assert data() is None
+    assert data("data=storybook").name == "storybook"
+    assert data("data=storybook", "data.val_fraction=0.5").val_fraction == 0.5
+
+
+def test_a_group_that_was_left_out_is_read_back_from_a_file(tmp_path):
+    config = compose("evaluate", EvaluateConfig, ["checkpoint=x"])
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    assert from_yaml(tmp_path / "config.yaml", EvaluateConfig) == config
+
+
+def test_settings_of_a_group_that_was_left_out_are_refused():
+    with pytest.raises(ConfigError, match=r"data\.val_fraction=0\.5: belongs to a choice of data, and none is made"):
+        compose("evaluate", EvaluateConfig, ["checkpoint=x", "data.val_fraction=0.5"])
 
 
 # What is refused

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -10,9 +11,10 @@ import torch
 
 from gpt2x.config.compose import Composer
 from gpt2x.config.instantiate import instantiate
-from gpt2x.config.schema import GROUPS, TrainConfig
+from gpt2x.config.schema import GROUPS, EvaluateConfig, TrainConfig
 from gpt2x.data.text import TextCorpus
 from gpt2x.device import Device
+from gpt2x.model.gpt import GPT
 from gpt2x.tracking.tracker import Tracker
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs"
@@ -43,6 +45,9 @@ def test_every_group_has_a_file():
 def test_every_file_becomes_its_object(group, choice, tmp_path, request):
     if group == "data":
         make_data(choice, tmp_path, request)
+        return
+    if group == "evaluation":
+        make_evaluation(choice)
         return
     config = compose(f"{group}={choice}")
     if group == "model":
@@ -83,6 +88,14 @@ def make_device(config: TrainConfig, choice: str) -> None:
     with device.autocast():
         product = torch.ones(2, 2, device=device.torch_device) @ torch.ones(2, 2, device=device.torch_device)
     assert product.dtype == (torch.bfloat16 if config.device.precision == "bf16" else torch.float32)
+
+
+def make_evaluation(choice: str) -> None:
+    composer = Composer("evaluate", EvaluateConfig)
+    config = composer.config(composer.read(["checkpoint=run", f"evaluation={choice}"]))
+    model = GPT(vocab_size=2, n_layer=1, n_head=1, n_embd=1, context_length=8)
+    evaluation = instantiate(config.evaluation, model, None, autocast=nullcontext, reference=lambda: model)
+    assert callable(evaluation.evaluate)
 
 
 def make_data(choice: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
