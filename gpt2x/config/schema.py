@@ -13,7 +13,7 @@ from typing import Any
 from gpt2x.config.option import ConfigError, option
 from gpt2x.data.config import TextConfig
 from gpt2x.device import DeviceConfig
-from gpt2x.generation.config import SamplingConfig
+from gpt2x.generation.config import GenerationConfig, SamplingConfig
 from gpt2x.model.config import GPTConfig
 from gpt2x.task.config import LanguageModelingConfig
 from gpt2x.tokenizer.config import BPETokenizerConfig, CharTokenizerConfig, GPT2TokenizerConfig
@@ -111,6 +111,8 @@ class GenerateConfig:
     format: str = option("text", "of what is made; jsonl: one JSON object a line", choices=("text", "jsonl"))
     output: str | None = option(None, "file for what is made; null: the standard output", verbatim=True)
     seed: int = option(1, "the same seed gives the same text", minimum=0, maximum=2**32 - 1)
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
+    paths: PathsConfig = field(default_factory=PathsConfig)
     device: Any = None
     sampling: Any = None
 

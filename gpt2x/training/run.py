@@ -184,7 +184,9 @@ def _sampler(
         tokens = generate(
             model,
             prompt,
-            **vars(config.sampling),
+            max_new_tokens=config.sampling.max_new_tokens,
+            temperature=config.sampling.temperature,
+            top_k=config.sampling.top_k,
             end_of_text=tokenizer.end_of_text,
             generator=streams.generator("sample", step),
         )
