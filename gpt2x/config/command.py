@@ -71,9 +71,8 @@ class Command:
         except KeyboardInterrupt:
             print(f"{self.name}: interrupted", file=sys.stderr)
             return 130
-        except BrokenPipeError:  # whoever reads our output, such as head, has seen enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 0
+        except BrokenPipeError:
+            return _reader_has_left()
 
 
 def _main(command: Command, argv: Sequence[str]) -> int:
@@ -163,6 +162,8 @@ class Job:
             if sweeping:
                 print(f"{self.command}: run {hydra.job.num}: {' '.join(hydra.overrides.task)}", flush=True)
             result = self._start(checked(composed, self.schema), hydra, sweeping)
+        except BrokenPipeError:  # Hydra would keep it to itself
+            raise SystemExit(_reader_has_left()) from None
         except Exception as error:
             code = _report(self.command, error)
             if sweeping:
@@ -232,6 +233,12 @@ def _report(name: str, error: Exception) -> int:
     for problem in getattr(error, "errors", [error]):
         print(f"{name}: {problem}", file=sys.stderr)
     return 2 if isinstance(error, ConfigError) else 1
+
+
+def _reader_has_left() -> int:
+    """Whoever reads our output, such as head, has seen enough: the exit code, after which nothing more is printed."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
 
 
 class _Parser(argparse.ArgumentParser):

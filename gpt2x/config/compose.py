@@ -55,6 +55,17 @@ def compose(config_name: str, schema: type, overrides: Sequence[str] = (), confi
     return composer.config(composer.read(overrides))
 
 
+def change(config_name: str, config: Any, override: str) -> Any:
+    """`config`, of the root file `config_name`, with one override more: "sampling.top_k=5", "sampling=greedy".
+
+    Raises ConfigError as the command line would.
+    """
+    composer = Composer(config_name, type(config))
+    overrides = composer.read([override])
+    composer.resume(config, overrides)
+    return composer.config(overrides)
+
+
 def to_yaml(config: Any) -> str:
     """A configuration as resolved, plain YAML, `_target_`s included; `from_yaml` reads it back."""
     return yaml.dump(dataclasses.asdict(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True)

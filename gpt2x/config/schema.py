@@ -124,11 +124,48 @@ class TrainedModelConfig:
 
 @dataclass(kw_only=True)
 class GenerateConfig(TrainedModelConfig):
-    """gpt2x-generate: continue a prompt with a trained model."""
+    """gpt2x-generate: continue a prompt, a file of them, or what is typed, with a trained model."""
 
-    prompt: str = option("\n", "text to continue", verbatim=True)
+    prompt: str | None = option(None, "text to continue; null: a line end, after which anything may come", verbatim=True)
+    prompt_file: str | None = option(
+        None, "prompts, one a line, or JSON lines with prompt, id, seed (*.jsonl); -: the standard input", verbatim=True
+    )
+    interactive: bool = option(False, "continue each line as it is typed; /help in it lists the commands")
+    format: str = option("text", "of what is made; jsonl: one JSON object a line", choices=("text", "jsonl"))
+    output: str | None = option(None, "file for what is made; null: the standard output", verbatim=True)
     seed: int = option(1, "the same seed gives the same text", minimum=0, maximum=2**32 - 1)
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
     sampling: Any = None
+
+    def check(self) -> None:
+        super().check()
+        sources = {"prompt": self.prompt, "prompt_file": self.prompt_file, "interactive": self.interactive or None}
+        given = [name for name, value in sources.items() if value is not None]
+        if len(given) > 1:
+            problem = f"{given[0]} is given too; the prompts come from one of {', '.join(sources)}"
+            raise ConfigError(given[1], sources[given[1]], problem)
+        if self.output is not None and self.output == self.prompt_file:
+            raise ConfigError("output", self.output, "this is prompt_file, which it would replace", "name another file")
+        if self.generation.lookup and self.sampling.beams > 1:
+            problem = "guesses tokens of one text, and beam search keeps several"
+            raise ConfigError("generation.lookup", self.generation.lookup, problem, "leave out one of the two")
+        if self.interactive:
+            self._check_interactive()
+        elif self.format == "text" and self.sampling.top_logprobs is not None:
+            problem = "log-probabilities are not part of format=text"
+            raise ConfigError("sampling.top_logprobs", self.sampling.top_logprobs, problem, "add format=jsonl")
+
+    def _check_interactive(self) -> None:
+        for name in ("output", "format"):
+            value = getattr(self, name)
+            if value not in (None, "text"):
+                raise ConfigError(name, value, "interactive=true shows text on the terminal", f"leave {name} out")
+        if self.sampling.samples > 1:
+            problem = "interactive=true shows one text at a time"
+            raise ConfigError("sampling.samples", self.sampling.samples, problem, "/again makes another one")
+        if self.sampling.top_logprobs is not None:
+            problem = "interactive=true shows text alone"
+            raise ConfigError("sampling.top_logprobs", self.sampling.top_logprobs, problem, "use prompt= and format=jsonl")
 
 
 @dataclass(kw_only=True)

@@ -82,7 +82,9 @@ class WeightsConfig:
     """What the weights of a trained model are kept as while it is used."""
 
     weights: str = option(
-        "fp32", "what the weights are rounded to: bf16 and int8 are faster and cost some quality", choices=("fp32", "bf16", "int8")
+        "fp32",
+        "what the weights are rounded to: bf16 and int8 are faster and cost some quality",
+        choices=("fp32", "bf16", "int8"),
     )
 
 
@@ -97,5 +99,7 @@ class GenerationConfig(WeightsConfig):
         "when the model's context is full: slide on with its last half, computed anew, or stop",
         choices=("slide", "stop"),
     )
-    prefill_chunk: int | None = option(None, "tokens of a prompt computed at once; fewer need less memory; null: all", minimum=1)
+    prefill_chunk: int | None = option(
+        None, "tokens of a prompt computed at once; fewer need less memory; null: all", minimum=1
+    )
     lookup: int = option(0, "tokens to guess from earlier in the text and check at once; 0: none", minimum=0)

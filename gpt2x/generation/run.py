@@ -1,34 +1,77 @@
-"""The generate command: a run's model continues a prompt."""
+"""The generate command: a run's model continues a prompt, a file of them, or what is typed."""
 
 from __future__ import annotations
 
-import codecs
+import contextlib
+import dataclasses
+from pathlib import Path
 
-import torch
-
+from gpt2x.config.compose import CONFIG_DIR, change
 from gpt2x.config.instantiate import instantiate
 from gpt2x.config.schema import GenerateConfig
-from gpt2x.generation import sampling
+from gpt2x.generation.chat import chat
+from gpt2x.generation.config import SamplingConfig
+from gpt2x.generation.generator import TextGenerator
+from gpt2x.generation.output import JsonLinesOutput, TextOutput, opened
+from gpt2x.generation.prompts import Prompt, read_prompts
+from gpt2x.model.prepared import prepare
 from gpt2x.training.load import load_run
 
 
 def generate(config: GenerateConfig) -> None:
-    """Print `config.prompt` and its continuation as it is made. Raises UserError for what the user can mend."""
+    """Write what the model makes of the prompts to config.output. Raises UserError for what the user can mend."""
+    if config.interactive:
+        generator, computing = load(config)
+        with computing:
+            interact(config, generator)
+        return
+    prompts = [Prompt("\n" if config.prompt is None else config.prompt)]
+    if config.prompt_file is not None:
+        prompts = read_prompts(config.prompt_file)
+    sampling = config.sampling
+    with opened(config.output) as write:
+        generator, computing = load(config)
+        if config.format == "text":
+            output = TextOutput(write, prompts=len(prompts), samples=sampling.samples)
+        else:
+            output = JsonLinesOutput(write, logprobs=sampling.top_logprobs is not None)
+        n = max(1, config.generation.batch_size // sampling.samples)  # prompts at a time
+        with computing:
+            for batch in (prompts[i : i + n] for i in range(0, len(prompts), n)):
+                seeds = [config.seed if prompt.seed is None else prompt.seed for prompt in batch]
+                texts = [prompt.text for prompt in batch]
+                completions = generator.generate(texts, sampling=sampling, seed=seeds, on_text=output.on_text(batch))
+                for index, completion in enumerate(completions):
+                    of = index // sampling.samples
+                    output.add(batch[of], completion, seeds[of])
+                if any(completion.finish == "interrupted" for completion in completions):
+                    raise KeyboardInterrupt
+
+
+def load(config: GenerateConfig) -> tuple[TextGenerator, contextlib.AbstractContextManager]:
+    """The model ready to generate, and the context to do so in."""
     device = instantiate(config.device)
     run = load_run(config.checkpoint, config.which)
-    model, tokenizer = run.model.to(device.torch_device), run.tokenizer
-    prompt = sampling.encode_prompt(tokenizer, config.prompt)
-    tokens = sampling.generate(
-        model,
-        prompt,
-        **vars(config.sampling),
-        end_of_text=tokenizer.end_of_text,
-        generator=torch.Generator().manual_seed(config.seed),
+    settings = dataclasses.asdict(config.generation)
+    weights, _ = settings.pop("weights"), settings.pop("batch_size")
+    model, computing = run.model, device.autocast()
+    if device.torch_device.type == "cpu":
+        model = prepare(model, weights=weights, precision=device.precision, cache=Path(config.paths.cache))
+        computing = contextlib.nullcontext()  # the prepared layers see to the precision
+    return TextGenerator(model.to(device.torch_device), run.tokenizer, **settings), computing
+
+
+def interact(config: GenerateConfig, generator: TextGenerator) -> None:
+    """The interactive mode; its settings change as those of the command line do."""
+
+    def changed(sampling: SamplingConfig, override: str) -> SamplingConfig:
+        return change("generate", dataclasses.replace(config, sampling=sampling), override).sampling
+
+    chat(
+        generator,
+        sampling=config.sampling,
+        seed=config.seed,
+        change=changed,
+        presets=sorted(path.stem for path in (CONFIG_DIR / "sampling").glob("*.yaml")),
+        history=Path(config.paths.cache) / "chat_history",
     )
-    # A character may be spread over several tokens: print it when its last byte is there.
-    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-    print(config.prompt, end="", flush=True)
-    with device.autocast():
-        for token in tokens:
-            print(decoder.decode(tokenizer.decode_bytes([token])), end="", flush=True)
-    print(decoder.decode(b"", final=True))

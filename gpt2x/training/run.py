@@ -21,7 +21,8 @@ from gpt2x.data.windows import WindowedData
 from gpt2x.device import default_threads
 from gpt2x.errors import UserError
 from gpt2x.files import shown
-from gpt2x.generation.sampling import encode_prompt, generate
+from gpt2x.generation.controls import Controls
+from gpt2x.generation.generator import TextGenerator
 from gpt2x.tokenizer import base as tokenizers
 from gpt2x.tracking.console import Progress, clock, size
 from gpt2x.tracking.tracker import RunFiles, Tracker, Trackers
@@ -178,17 +179,13 @@ def _sampler(
     """What continues config.sample_prompt in a random stream of its own, or None where no sample is wanted."""
     if config.sample_prompt is None:
         return None
-    prompt = encode_prompt(tokenizer, config.sample_prompt)
+    generator = TextGenerator(model, tokenizer)
+    generator.encode(config.sample_prompt)  # what cannot be done is told now, not at the first evaluation
+    Controls.from_config(config.sampling, tokenizer)
 
     def sample(step: int) -> dict[str, str]:
-        tokens = generate(
-            model,
-            prompt,
-            **vars(config.sampling),
-            end_of_text=tokenizer.end_of_text,
-            generator=streams.generator("sample", step),
-        )
-        return {"prompt": config.sample_prompt, "text": tokenizer.decode(list(tokens))}
+        made = generator.generate([config.sample_prompt], sampling=config.sampling, seed=streams.number("sample", step))
+        return {"prompt": config.sample_prompt, "text": "\n\n".join(completion.text for completion in made)}
 
     return sample
 
