@@ -23,9 +23,6 @@ from gpt2x.tokenizer.base import TokenizerError
 from gpt2x.tokenizer.char import CharTokenizer
 from gpt2x.tokenizer.gpt2 import GPT2Tokenizer
 
-settings.register_profile("here", deadline=None)
-settings.load_profile("here")
-
 INF = math.inf
 GPT2 = GPT2Tokenizer()
 SEEDS = st.integers(0, 2**32 - 1)
