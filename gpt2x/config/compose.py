@@ -281,6 +281,9 @@ def _with_defaults(config: DictConfig, schema: type) -> DictConfig:
     for key in merged:
         config.pop(key, None)  # so that the settings stand in the schema's order
         config[key] = merged._get_node(key)
+    for setting in settings(schema, plain):
+        if is_mapping(setting.type) and OmegaConf.is_dict(mapping := OmegaConf.select(config, setting.key)):
+            OmegaConf.set_struct(mapping, False)  # Hydra closes what it composes; the keys of a mapping are free
     return config
 
 

@@ -1,7 +1,7 @@
 """From the model's logits to the next token: every control that a user has over the choice.
 
 First come the rules, pure functions on logits; then `Controls`, which applies those that are on in a fixed order,
-that of the `transformers` library:
+that of the `transformers` library with OpenAI's two penalties put in:
 
     bias -> repetition -> presence, frequency -> no repeated n-gram, banned tokens, minimum length     (adjust)
     -> temperature -> top-k -> top-p -> min-p -> typical-p -> draw                                     (choose)
@@ -116,17 +116,20 @@ def keep_typical(logits: Tensor, p: float) -> Tensor:
     """Keep the tokens whose information content is nearest to the expected one (Meister et al., 2022).
 
     In the order of |-log probability - entropy| as many as it takes for their probability to reach p; of equally near
-    ones those with the lower id. One token at least; p = 1 keeps all. The likeliest token may fall.
+    ones those with the lower id. One token at least; p = 1 keeps all. The likeliest token may fall. Logits on the CPU.
     """
     if p >= 1:
         return logits
-    log_chances = torch.log_softmax(logits.double(), dim=-1)
+    log_chances = torch.log_softmax(logits.detach().double(), dim=-1)
     chances = log_chances.exp()
     entropy = torch.special.entr(chances).sum(-1, keepdim=True)
-    order = (log_chances + entropy).abs().sort(dim=-1, stable=True).indices
-    before = chances.gather(-1, order).cumsum(-1).roll(1, -1)  # the probability of all that come before a token
-    before[..., 0] = 0
-    return _keep(logits, torch.zeros_like(logits, dtype=torch.bool).scatter(-1, order, before < p))
+    distance = (log_chances + entropy).abs()
+    order = torch.from_numpy(np.argsort(distance.numpy()))  # many times as fast as a stable sort; ties are settled below
+    below = (chances.gather(-1, order).cumsum(-1) < p).sum(-1, keepdim=True)
+    last = distance.gather(-1, order.gather(-1, below.clamp(max=logits.shape[-1] - 1)))
+    nearer, equal = distance < last, distance == last
+    before = (chances * nearer).sum(-1, keepdim=True) + (chances * equal).cumsum(-1) - chances  # for those in `equal`
+    return _keep(logits, nearer | (equal & (before < p)))
 
 
 def probabilities(logits: Tensor) -> Tensor:

@@ -58,6 +58,16 @@ def test_generate_leaves_nothing_behind(generate, fake, tmp_path):
     assert listing(tmp_path) == []
 
 
+def test_a_mapping_reaches_a_run_and_a_sweep(generate, fake):
+    assert generate("checkpoint=run", 'sampling.logit_bias={" the": -2, id:5: 1}').code == 0
+    assert generate("checkpoint=run", "-m", "sampling.logit_bias='{\" a\": -2}','{}',{b:1}").code == 0
+    assert generate("checkpoint=run", "sampling.logit_bias.c=3").code == 0
+    found = [run.config.sampling.logit_bias for run in fake.runs]
+    assert found == [{" the": -2.0, "id:5": 1.0}, {" a": -2.0}, {}, {"b": 1.0}, {"c": 3.0}]
+    outcome = generate("checkpoint=run", "-m", "sampling.logit_bias='{a: x}','{}'")
+    assert (outcome.code, "sampling.logit_bias={'a': 'x'}: expected a number for 'a', not x" in outcome.err) == (2, True)
+
+
 # Exit codes
 
 

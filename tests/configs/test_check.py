@@ -16,6 +16,7 @@ class Inner:
     size: int = option(1, "how large", minimum=1, maximum=10)
     rate: float = option(0.5, "how fast", above=0, below=1)
     rates: list[float] = option([0.5], "how fast each", minimum=0)
+    weights: dict[str, float] = option({}, "how heavy each", maximum=9)
 
     def check(self) -> None:
         if self.size == 7:
@@ -63,6 +64,8 @@ def test_defaults_fill_what_is_not_given():
         ({"flag": True}, True),
         ({"inner": {"rate": 1e-3}}, 1e-3),
         ({"inner": {"rates": [0, 1]}}, [0.0, 1.0]),
+        ({"inner": {"weights": {" a": 1, 7: 2.5}}}, {" a": 1.0, "7": 2.5}),
+        ({"inner": {"weights": {}}}, {}),
     ],
 )
 def test_accepted(data, expected):
@@ -98,11 +101,19 @@ def test_accepted(data, expected):
         ({"inner": {"rates": 0.5}}, "inner.rates=0.5: expected a list of numbers"),
         ({"inner": {"rates": [0.5, -1]}}, "inner.rates=[0.5,-1]: must be at least 0"),
         ({"inner": {"rates": [0.5, "a"]}}, "inner.rates=[0.5,a]: expected a number"),
+        ({"inner": {"weights": [1]}}, "inner.weights=[1]: expected a mapping of texts to numbers, such as {a: 1, ' b': 2}"),
+        ({"inner": {"weights": None}}, "inner.weights=null: expected a mapping of texts to numbers"),
+        ({"inner": {"weights": {"a": "b"}}}, "inner.weights={'a': 'b'}: expected a number for 'a', not b"),
+        ({"inner": {"weights": {"a": True}}}, "expected a number for 'a', not true"),
+        ({"inner": {"weights": {"a": float("nan")}}}, "expected a finite number for 'a', not nan"),
+        ({"inner": {"weights": {"a:1": None}}}, "expected a number for 'a:1', not null; a space belongs after the colon"),
+        ({"inner": {"weights": {True: 1}}}, "put quotes around true if it is meant as text"),
+        ({"inner": {"weights": {"a": 1, "b": 10}}}, "inner.weights={'a': 1, 'b': 10}: must be at most 9"),
         ({"inner": {"size": 7}}, "inner.size=7: seven is not liked"),
         ({"inner": 3}, "inner=3: this holds several settings"),
         (
             {"inner": {"sise": 3}},
-            "did you mean inner.size?\n  settings of inner: size, rate, rates",
+            "did you mean inner.size?\n  settings of inner: size, rate, rates, weights",
         ),
         ({"size": 3}, "size=3: no such setting; did you mean inner.size?"),
         ({"iner": {"size": 3}}, "iner.size=3: no such setting; did you mean inner.size?"),

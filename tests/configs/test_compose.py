@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import tempfile
 import time
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from gpt2x.config.check import settings
+from gpt2x.config import check
 from gpt2x.config.compose import Composer, compose, from_yaml, to_yaml
 from gpt2x.config.instantiate import instantiate
 from gpt2x.config.option import ConfigError
@@ -18,6 +24,8 @@ from gpt2x.training.config import SGDConfig
 HEADER = "# @package _global_\n"
 
 COMPOSER = Composer("train", TrainConfig)  # shared: it reads each choice of files once
+CONFIG = COMPOSER.config([])
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)  # Cs: surrogates are no Unicode text
 
 
 def train(*overrides, config_dir=None) -> TrainConfig:
@@ -97,7 +105,7 @@ def test_every_setting_is_reached_by_a_plain_override_also_where_no_file_names_i
     assert train("optimizer.eps=1e-7", "trainer.eval_every=3", "paths.cache=c").optimizer.eps == 1e-7
     composer = Composer("train", TrainConfig)
     composed = composer.loader.load_configuration("train", [], run_mode=None, validate_sweep_overrides=False)
-    for setting in settings(TrainConfig, yaml.safe_load(to_yaml(train()))):
+    for setting in check.settings(TrainConfig, yaml.safe_load(to_yaml(train()))):
         node, _, name = setting.key.rpartition(".")
         assert name in (composed[node] if node else composed)
 
@@ -156,6 +164,38 @@ def test_a_group_that_was_left_out_is_read_back_from_a_file(tmp_path):
 def test_settings_of_a_group_that_was_left_out_are_refused():
     with pytest.raises(ConfigError, match=r"data\.val_fraction=0\.5: belongs to a choice of data, and none is made"):
         compose("evaluate", EvaluateConfig, ["checkpoint=x", "data.val_fraction=0.5"])
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ('{" the": -2}', {" the": -2}),
+        ("{' the': -2, id:262: 1e-3}", {" the": -2, "id:262": 1e-3}),
+        ("{the: 1, 262: 2}", {"the": 1, "262": 2}),
+        ("'{a: 1}'", {"a": 1}),
+        ('{"${x}": 1, "é#😀": 2, "\\n": 3}', {"${x}": 1, "é#😀": 2, "\n": 3}),
+        ("{}", {}),
+    ],
+)
+def test_a_mapping_is_given_as_yaml(value, expected):
+    assert train(f"sampling.logit_bias={value}").sampling.logit_bias == expected
+
+
+@given(st.dictionaries(st.text(st.characters(exclude_categories=["Cs"], max_codepoint=0xFFFF)), st.floats(-9, 9), max_size=3))
+@settings(deadline=None, max_examples=30)
+def test_a_mapping_may_hold_any_text(mapping):
+    assert train(f"sampling.logit_bias={json.dumps(mapping)}").sampling.logit_bias == mapping
+
+
+def test_a_mapping_on_the_command_line_replaces_that_of_a_file_and_a_single_key_is_added(mine):
+    folder = mine("sampling/biased.yaml", 'logit_bias: {" a": 1, " b": 2}\n')
+    for override, expected in [
+        ("seed=1", {" a": 1, " b": 2}),
+        ("sampling.logit_bias={c: 3}", {"c": 3}),
+        ("sampling.logit_bias={}", {}),
+        ("sampling.logit_bias.c=3", {" a": 1, " b": 2, "c": 3}),
+    ]:
+        assert train("sampling=biased", override, config_dir=folder).sampling.logit_bias == expected
 
 
 # What is refused
@@ -222,6 +262,11 @@ def test_a_setting_of_another_class_is_recognised():
         ("seed=range(1,4)", "seed=range(1,4): several values need -m"),
         ("model@other=nano", "model@other"),
         ("data=text", "data.path=null: no text given"),
+        ("sampling.logit_bias=5", "sampling.logit_bias=5: expected a mapping of texts to numbers, such as {a: 1, ' b': 2}"),
+        ("sampling.logit_bias={a: 1", "sampling.logit_bias={a: 1: expected a mapping"),
+        ("sampling.logit_bias={a: 1, a: 2}", "sampling.logit_bias={a: 1, a: 2}: expected a mapping"),
+        ("sampling.logit_bias={a:1}", "a space belongs after the colon"),
+        ("sampling.logit_bias=null", "sampling.logit_bias=null: expected a mapping"),
     ],
 )
 def test_refused(override, message):
@@ -305,6 +350,17 @@ def test_a_configuration_survives_yaml(tmp_path):
     config = train("sample_prompt=${not} a reference, \\${nor} this", "optimizer=sgd", "logger.tags=[a,b]", "optimizer.lr=1e-7")
     (tmp_path / "config.yaml").write_text(to_yaml(config))
     assert from_yaml(tmp_path / "config.yaml", TrainConfig) == config
+
+
+@given(TEXT | st.sampled_from(["1e5", "1_0", "on", "null", "2020-01-01", "0x1", ".inf", "~", "=", "<<"]), st.floats(-9, 9))
+@settings(deadline=None)
+def test_any_text_survives_yaml(text, number):
+    config = dataclasses.replace(CONFIG, sample_prompt=text)
+    config.sampling = dataclasses.replace(CONFIG.sampling, logit_bias={text: number}, stop=[text + "."])
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "config.yaml")
+        file.write_text(to_yaml(config), encoding="utf-8")
+        assert from_yaml(file, TrainConfig) == config
 
 
 def test_settings_that_an_older_file_lacks_get_their_defaults(tmp_path):

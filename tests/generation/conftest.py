@@ -1,4 +1,4 @@
-"""One thread: on models this small several only wait for each other."""
+"""One thread: on models this small several only wait for each other. And no deadlines: other work may hold a core."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from hypothesis import settings
+
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")
 
 
 @pytest.fixture(autouse=True, scope="module")

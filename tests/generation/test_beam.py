@@ -6,10 +6,10 @@ import itertools
 
 import pytest
 import torch
+from models import far_from_linear, gpt, hugging_face
 
 from gpt2x.generation.beam import beam_search
 from gpt2x.generation.controls import Controls
-from models import far_from_linear, gpt, hugging_face
 
 GREEDY = Controls(temperature=0)
 

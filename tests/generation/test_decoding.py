@@ -8,12 +8,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from models import SHAPE, far_from_linear, gpt, hugging_face
 
 from gpt2x.generation.controls import Controls
 from gpt2x.generation.decoding import Row, decode
 from gpt2x.model.gpt import GPT
 from gpt2x.model.prepared import compiled, prepare
-from models import SHAPE, far_from_linear, gpt, hugging_face
 
 V, CONTEXT = SHAPE["vocab_size"], SHAPE["context_length"]
 END = V - 1
