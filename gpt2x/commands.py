@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gpt2x.config.command import Command
-from gpt2x.config.schema import GenerateConfig, TrainConfig
+from gpt2x.config.schema import BenchmarkConfig, GenerateConfig, TrainConfig
 
 train = Command(
     name="gpt2x-train",
@@ -62,5 +62,27 @@ generate = Command(
         "checkpoint=RUN sampling.top_k=null                   choose among all tokens",
         "checkpoint=RUN which=last                            the newest checkpoint instead of the best",
         "checkpoint=RUN -m sampling.temperature=0.5,0.8,1.1   one text for each temperature",
+    ),
+)
+
+benchmark = Command(
+    name="gpt2x-benchmark",
+    config_name="benchmark",
+    schema=BenchmarkConfig,
+    run="gpt2x.benchmark.run:benchmark",
+    shown=(
+        "suite.contestants",
+        "suite.batch_sizes",
+        "suite.prompt_tokens",
+        "suite.new_tokens",
+        "suite.rounds",
+        "device.threads",
+        "output",
+    ),
+    examples=(
+        "suite=generate                                       all contestants that are installed, GPT-2's 124M",
+        "suite=generate suite.contestants=[gpt2x-int8,llama.cpp-q8_0] suite.batch_sizes=[1]",
+        "suite=generate model=gpt2-medium suite.rounds=3      another size",
+        "suite=generate device.threads=1",
     ),
 )

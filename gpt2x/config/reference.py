@@ -8,7 +8,7 @@ from pathlib import Path
 from gpt2x.config.check import NOT_GIVEN, Setting, is_group, settings, type_name, types_of
 from gpt2x.config.compose import CONFIG_DIR
 from gpt2x.config.option import show
-from gpt2x.config.schema import GROUPS, GenerateConfig, TrainConfig
+from gpt2x.config.schema import GROUPS, BenchmarkConfig, GenerateConfig, TrainConfig
 
 _INTRO = """\
 # Settings
@@ -31,7 +31,7 @@ Values are YAML: `null`, `true`, `1e-3`, `[0.9,0.95]`.
 
 def reference() -> str:
     """The whole page as Markdown."""
-    commands = {"train": TrainConfig, "generate": GenerateConfig}
+    commands = {"train": TrainConfig, "generate": GenerateConfig, "benchmark": BenchmarkConfig}
     groups = sorted(path.name for path in CONFIG_DIR.iterdir() if path.is_dir() and any(path.glob("*.yaml")))
     return "\n".join(
         [
