@@ -20,6 +20,10 @@ SMALL = {
         "logger=none", "trainer.eval_every=100", "data.val_fraction=0.01",
     ],
     "gpt2x-generate": ["sampling.max_new_tokens=5"],
+    "gpt2x-benchmark": [
+        "model.n_layer=1", "model.n_head=2", "model.n_embd=32", "suite.contestants=[gpt2x-eager]", "suite.rounds=1",
+        "suite.prompt_tokens=4", "suite.new_tokens=3", "device.threads=1",
+    ],
 }  # fmt: skip
 
 
@@ -55,12 +59,14 @@ def test_a_command_of_the_readme(line, finished_run, tmp_path, monkeypatch, caps
         arguments = [a.replace("trainer.max_steps=1000", "trainer.max_steps=4") for a in arguments]
     else:
         arguments += SMALL[command]
-    assert {"gpt2x-train": commands.train, "gpt2x-generate": commands.generate}[command](arguments) == 0
+    assert getattr(commands, command.removeprefix("gpt2x-"))(arguments) == 0
     output = capsys.readouterr().out
     if command == "gpt2x-generate":
         assert output.startswith(arguments[-2].removeprefix("prompt=")) or "prompt=Once" in arguments
     elif "--help" in arguments:
         assert "Examples:" in output
+    elif command == "gpt2x-benchmark":
+        assert "| gpt2x-eager | 1 |" in output
     elif "--cfg" in arguments:
         assert "n_layer: 1" in output
     elif "-m" in arguments:

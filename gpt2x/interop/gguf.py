@@ -116,10 +116,6 @@ def _check(model: GPT, tokenizer: Tokenizer, weights: str) -> None:
     if model.vocab_size < tokenizer.vocab_size:
         problem = f"the model has {model.vocab_size:,} tokens and the tokenizer {tokenizer.vocab_size:,}"
         raise UserError(f"GGUF: {problem}; give the tokenizer that the model was trained with")
-    if not merges(tokenizer):
-        raise UserError(
-            f"GGUF: llama.cpp loads no {tokenizer.kind} tokenizer without merges; train one with more than 257 tokens"
-        )
     n_embd = model.wte.embedding_dim
     if weights == "q8_0" and n_embd % Q8_0_BLOCK:
         problem = f"q8_0 needs a width that {Q8_0_BLOCK} divides, and the model's n_embd is {n_embd}"

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from gpt2x.config.compose import Composer
+from gpt2x.config.compose import compose as compose_root
 from gpt2x.config.instantiate import instantiate
-from gpt2x.config.schema import GROUPS, TrainConfig
+from gpt2x.config.schema import GROUPS, BenchmarkConfig, TrainConfig
 from gpt2x.data.text import TextCorpus
 from gpt2x.device import Device
 from gpt2x.tracking.tracker import Tracker
@@ -43,6 +44,10 @@ def test_every_group_has_a_file():
 def test_every_file_becomes_its_object(group, choice, tmp_path, request):
     if group == "data":
         make_data(choice, tmp_path, request)
+        return
+    if group == "suite":
+        config = compose_root("benchmark", BenchmarkConfig, [f"suite={choice}"])
+        assert instantiate(config.suite).name == choice
         return
     config = compose(f"{group}={choice}")
     if group == "model":
