@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gpt2x.config.command import Command
-from gpt2x.config.schema import EvaluateConfig, GenerateConfig, TrainConfig
+from gpt2x.config.schema import BenchmarkConfig, EvaluateConfig, GenerateConfig, TrainConfig
 
 train = Command(
     name="gpt2x-train",
@@ -97,5 +97,27 @@ evaluate = Command(
         "checkpoint=RUN output=perplexity.json             also as JSON",
         "checkpoint=RUN -m evaluation.stride=16,32,64      shorter strides: more context, more time",
         "checkpoint=RUN generation.weights=int8 evaluation.against_fp32=true            what int8 costs",
+    ),
+)
+
+benchmark = Command(
+    name="gpt2x-benchmark",
+    config_name="benchmark",
+    schema=BenchmarkConfig,
+    run="gpt2x.benchmark.run:benchmark",
+    shown=(
+        "suite.contestants",
+        "suite.batch_sizes",
+        "suite.prompt_tokens",
+        "suite.new_tokens",
+        "suite.rounds",
+        "device.threads",
+        "output",
+    ),
+    examples=(
+        "suite=generate                                       all contestants that are installed, GPT-2's 124M",
+        "suite=generate suite.contestants=[gpt2x-int8,llama.cpp-q8_0] suite.batch_sizes=[1]",
+        "suite=generate model=gpt2-medium suite.rounds=3      another size",
+        "suite=generate device.threads=1",
     ),
 )

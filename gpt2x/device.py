@@ -97,16 +97,7 @@ class Device:
 
         if self.torch_device.type == "cuda":
             return torch.cuda.max_memory_allocated()
-        try:
-            import resource
-        except ImportError:  # Windows
-            import psutil
-
-            return psutil.Process().memory_info().peak_wset
-        import sys
-
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak * 1024
+        return peak_memory()
 
     def __str__(self) -> str:
         import torch
@@ -114,6 +105,25 @@ class Device:
         if self.torch_device.type == "cuda":
             return f"{torch.cuda.get_device_name()}, {self.precision}"
         return f"cpu, {self.threads} thread{'s' * (self.threads > 1)}, {self.precision}"
+
+
+def peak_memory() -> int:
+    """The most memory in bytes that this process has held so far."""
+    try:  # Linux's getrusage counts what the parent held when it started this process; this line does not
+        with open("/proc/self/status", encoding="ascii", errors="replace") as file:
+            return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM:"))
+    except (OSError, StopIteration):
+        pass
+    try:
+        import resource
+    except ImportError:  # Windows
+        import psutil
+
+        return psutil.Process().memory_info().peak_wset
+    import sys
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def default_threads() -> int:

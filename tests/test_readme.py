@@ -23,6 +23,10 @@ SMALL = {
     ],
     "gpt2x-generate": ["sampling.max_new_tokens=5"],
     "gpt2x-evaluate": [],
+    "gpt2x-benchmark": [
+        "model.n_layer=1", "model.n_head=2", "model.n_embd=32", "suite.contestants=[gpt2x-eager]", "suite.rounds=1",
+        "suite.prompt_tokens=4", "suite.new_tokens=3", "device.threads=1",
+    ],
 }  # fmt: skip
 
 
@@ -70,6 +74,8 @@ def test_a_command_of_the_readme(line, finished_run, tmp_path, monkeypatch, caps
         assert re.search(r"^perplexity +[\d.]+$", output, flags=re.MULTILINE)
     elif "--help" in arguments:
         assert "Examples:" in output
+    elif command == "gpt2x-benchmark":
+        assert "| gpt2x-eager | 1 |" in output
     elif "--cfg" in arguments:
         assert "n_layer: 1" in output
     elif "-m" in arguments:

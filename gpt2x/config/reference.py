@@ -9,7 +9,7 @@ from typing import Any
 from gpt2x.config.check import NOT_GIVEN, Setting, is_group, settings, type_name, types_of
 from gpt2x.config.compose import CONFIG_DIR
 from gpt2x.config.option import show
-from gpt2x.config.schema import GROUPS, EvaluateConfig, GenerateConfig, TrainConfig
+from gpt2x.config.schema import GROUPS, BenchmarkConfig, EvaluateConfig, GenerateConfig, TrainConfig
 
 _INTRO = """\
 # Settings
@@ -33,7 +33,12 @@ single quotes around the whole of what holds spaces, quotes or braces: `'samplin
 
 def reference() -> str:
     """The whole page as Markdown."""
-    commands = {"train": TrainConfig, "generate": GenerateConfig, "evaluate": EvaluateConfig}
+    commands = {
+        "train": TrainConfig,
+        "generate": GenerateConfig,
+        "evaluate": EvaluateConfig,
+        "benchmark": BenchmarkConfig,
+    }
     groups = sorted(path.name for path in CONFIG_DIR.iterdir() if path.is_dir() and any(path.glob("*.yaml")))
     return "\n".join(
         [

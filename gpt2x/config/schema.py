@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
+from gpt2x.benchmark.config import GenerateSuiteConfig
 from gpt2x.config.option import ConfigError, option
 from gpt2x.data.config import SPLITS, TextConfig
 from gpt2x.device import DeviceConfig
@@ -42,6 +43,7 @@ GROUPS: dict[str, tuple[type, ...]] = {
     "logger": (WandbConfig, NoLoggerConfig),
     "sampling": (SamplingConfig,),
     "evaluation": (PerplexityConfig,),
+    "suite": (GenerateSuiteConfig,),
 }
 
 
@@ -187,3 +189,33 @@ class EvaluateConfig(TrainedModelConfig):
                 "everything is computed in fp32 already, so there is nothing to compare",
                 "use it with generation.weights=int8, generation.weights=bf16 or device.precision=bf16",
             )
+
+
+@dataclass(kw_only=True)
+class BenchmarkConfig:
+    """gpt2x-benchmark: measure this machine, gpt2x and its peers side by side."""
+
+    output: str = option(
+        "${paths.outputs}/benchmarks/${suite.name}-${now:%Y-%m-%d_%H-%M-%S}.json",
+        "file that keeps every measurement",
+        verbatim=True,
+    )
+    seed: int = option(1, "of the random weights and prompts", minimum=0, maximum=2**32 - 1)
+    paths: PathsConfig = field(default_factory=PathsConfig)
+    suite: Any = None
+    model: Any = None
+    device: Any = None
+
+    def check(self) -> None:
+        if self.device.type != "cpu":
+            raise ConfigError("device.type", self.device.type, "what is measured is the processor", "use device=cpu")
+        if self.device.precision != "fp32":
+            problem = "the precision is part of what each contestant is"
+            raise ConfigError("device.precision", self.device.precision, problem, "choose among suite.contestants")
+        if self.device.compile:
+            raise ConfigError("device.compile", True, "is for training; generating would compile anew for every length")
+        tokens = self.suite.prompt_tokens + self.suite.new_tokens
+        if tokens > self.model.context_length:
+            problem = f"with suite.prompt_tokens={self.suite.prompt_tokens} that is more than model.context_length="
+            remedy = "use fewer tokens or a model with a longer context"
+            raise ConfigError("suite.new_tokens", self.suite.new_tokens, f"{problem}{self.model.context_length}", remedy)

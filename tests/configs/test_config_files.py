@@ -10,12 +10,17 @@ import pytest
 import gpt2x
 from gpt2x.config.compose import CONFIG_DIR, Composer, compose, to_yaml
 from gpt2x.config.reference import headline, reference
-from gpt2x.config.schema import GROUPS, EvaluateConfig, GenerateConfig, TrainConfig
+from gpt2x.config.schema import GROUPS, BenchmarkConfig, EvaluateConfig, GenerateConfig, TrainConfig
 
-ROOTS = {"train": TrainConfig, "generate": GenerateConfig, "evaluate": EvaluateConfig}
+ROOTS = {"train": TrainConfig, "generate": GenerateConfig, "evaluate": EvaluateConfig, "benchmark": BenchmarkConfig}
 FILES = sorted(path for path in CONFIG_DIR.glob("*/*.yaml") if path.parent.name != "local")
-# What a file needs beside it: data=text has no text of its own.
-NEEDED = {"data/text": ["data.path=/"], "generate": ["checkpoint=run"], "evaluate": ["checkpoint=run"]}
+# What a file needs beside it: data=text has no text of its own, and a benchmark's prompts need room.
+NEEDED = {
+    "data/text": ["data.path=/"],
+    "generate": ["checkpoint=run"],
+    "evaluate": ["checkpoint=run"],
+    "benchmark": ["suite.new_tokens=2", "device.type=cpu", "device.precision=fp32"],
+}
 
 
 def compose_file(root: str, group: str, choice: str):

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from gpt2x.config.compose import Composer
+from gpt2x.config.compose import compose as compose_root
 from gpt2x.config.instantiate import instantiate
-from gpt2x.config.schema import GROUPS, EvaluateConfig, TrainConfig
+from gpt2x.config.schema import GROUPS, BenchmarkConfig, EvaluateConfig, TrainConfig
 from gpt2x.data.text import TextCorpus
 from gpt2x.device import Device
 from gpt2x.model.gpt import GPT
@@ -48,6 +49,10 @@ def test_every_file_becomes_its_object(group, choice, tmp_path, request):
         return
     if group == "evaluation":
         make_evaluation(choice)
+        return
+    if group == "suite":
+        config = compose_root("benchmark", BenchmarkConfig, [f"suite={choice}"])
+        assert instantiate(config.suite).name == choice
         return
     config = compose(f"{group}={choice}")
     if group == "model":

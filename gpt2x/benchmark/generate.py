@@ -1,0 +1,225 @@
+"""suite=generate: how fast text is generated, beside the limit that memory sets and beside what others reach.
+
+Data comes in as settings; a table and a report, plain data with every measurement, go out. Each contestant (contestants.py)
+is a process of its own, so that its memory is its own and no library's threads get in another's way. All load first; then
+they generate in turns, one at a time, round after round, so that whatever else the machine does meets all of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import statistics
+import sys
+import tempfile
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gpt2x.benchmark.contestants import BASELINE, CONTESTANTS, Contestant
+from gpt2x.benchmark.machine import memory_bandwidth
+from gpt2x.benchmark.process import Worker, WorkerError
+from gpt2x.errors import UserError
+from gpt2x.interop.gguf import write_gguf
+from gpt2x.model.gpt import GPT
+from gpt2x.tokenizer.gpt2 import GPT2Tokenizer
+from gpt2x.tracking.console import size
+
+
+class GenerateSuite:
+    """Measures the time to generate with random weights, whose values no contestant's speed depends on."""
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        contestants: list[str] | None,
+        batch_sizes: list[int],
+        prompt_tokens: int,
+        new_tokens: int,
+        rounds: int,
+        timeout: float,
+    ):
+        self.name, self.contestants, self.batch_sizes = name, contestants or list(CONTESTANTS), batch_sizes
+        self.prompt_tokens, self.new_tokens, self.rounds, self.timeout = prompt_tokens, new_tokens, rounds, timeout
+
+    def run(self, *, model: dict[str, Any], device: dict[str, Any], seed: int, cache: str | Path) -> dict[str, Any]:
+        """Measure, and return a report: plain data, of which "table" is Markdown to print.
+
+        `model` holds GPT's arguments but for the vocabulary, which is GPT-2's, and `device` those of Device; `cache` is
+        a folder for what is made once, and for files that are gone at the end. A contestant that cannot take part is
+        "skipped" and one that ends or takes longer than `timeout` has "failed", each with its "reason".
+        """
+        from tqdm import tqdm
+
+        tokenizer = GPT2Tokenizer()
+        draw = random.Random(seed)
+        job = {
+            "model": model,
+            "vocab_size": tokenizer.vocab_size,
+            "device": device,
+            "seed": seed,
+            "cache": str(cache),
+            "prompts": [draw.choices(range(tokenizer.end_of_text), k=self.prompt_tokens) for _ in range(max(self.batch_sizes))],
+            "new_tokens": self.new_tokens,
+        }
+        bandwidths = [memory_bandwidth()]
+        print(f"memory   read at {bandwidths[0] / 1e9:.1f} GB/s", flush=True)
+        entries = [self._entry(CONTESTANTS[name]) for name in self.contestants]
+        measurements = []
+        with contextlib.ExitStack() as stack:
+            Path(cache).mkdir(parents=True, exist_ok=True)
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=cache)))
+            workers = {}
+            for entry in entries:
+                with _noting_failure(entry):
+                    if entry["status"] == "ready":
+                        files = self._files(CONTESTANTS[entry["name"]], job, tokenizer, folder)
+                        workers[entry["name"]] = worker = Worker(
+                            _COMMAND, timeout=self.timeout, env=_environment(device["threads"])
+                        )
+                        stack.callback(worker.close)
+                        entry |= worker.ask(job | files | {"contestant": entry["name"]})
+            for batch_size in self.batch_sizes:
+                # The first round is not counted: memory is mapped in it, and threads start.
+                for round in tqdm(range(self.rounds + 1), desc=f"batch of {batch_size}", unit="round", disable=None):
+                    for entry in entries:
+                        contestant = CONTESTANTS[entry["name"]]
+                        if entry["status"] != "ready" or (batch_size > 1 and not contestant.batches):
+                            continue
+                        with _noting_failure(entry):
+                            taken = workers[contestant.name].ask({"batch_size": batch_size})
+                            if taken["tokens"] != batch_size * self.new_tokens:
+                                wanted = f"{batch_size} x {self.new_tokens}"
+                                raise WorkerError(f"made {taken['tokens']} tokens instead of {wanted}")
+                            if round:
+                                about = {"contestant": contestant.name, "batch_size": batch_size, "round": round}
+                                measurements.append(about | taken)
+        bandwidths.append(memory_bandwidth())
+        weights = weights_per_token(tokenizer.vocab_size, model)
+        rows = self._summary(entries, measurements, max(bandwidths) / weights)
+        return {
+            "suite": self.name,
+            "memory_bandwidths_bytes_per_s": bandwidths,  # before and after
+            "weights_per_token": weights,
+            "contestants": entries,
+            "measurements": measurements,
+            "summary": rows,
+            "table": self._table(rows),
+        }
+
+    def _entry(self, contestant: Contestant) -> dict[str, Any]:
+        """What the report tells about a contestant; "ready" if it can take part."""
+        entry = {"name": contestant.name, "status": "ready", "bytes_per_weight": contestant.bytes_per_weight, "versions": {}}
+        try:
+            entry["versions"] = {package: metadata.version(package) for package in contestant.requires}
+        except metadata.PackageNotFoundError:
+            packages = " ".join(contestant.requires)
+            reason = f"not installed: pip install {packages}, or all peers: pip install -e '.[benchmark]'"
+            entry |= {"status": "skipped", "reason": reason}
+        if not contestant.batches and 1 not in self.batch_sizes:
+            entry |= {"status": "skipped", "reason": "takes part with one prompt alone: suite.batch_sizes=[1]"}
+        if entry["status"] == "skipped":
+            print(f"skipped  {contestant.name}: {entry['reason']}", flush=True)
+        return entry
+
+    def _files(self, contestant: Contestant, job: dict, tokenizer: GPT2Tokenizer, folder: Path) -> dict[str, str]:
+        """The GGUF file that a contestant reads, if it reads one; made here, where it does not count as its memory."""
+        if contestant.gguf is None:
+            return {}
+        generator = torch.Generator().manual_seed(job["seed"])
+        model = GPT(vocab_size=job["vocab_size"], **job["model"], generator=generator)
+        path = folder / f"{contestant.gguf}.gguf"
+        write_gguf(path, model, tokenizer, weights=contestant.gguf)
+        return {"gguf": str(path)}
+
+    def _summary(self, entries: list[dict], measurements: list[dict], weights_per_s: float) -> list[dict[str, Any]]:
+        """One row for each batch size and contestant that measured to the end."""
+        rows = []
+        for batch_size in self.batch_sizes:
+            taken = {
+                entry["name"]: mine
+                for entry in entries
+                if entry["status"] == "ready"
+                and (mine := [m for m in measurements if (m["contestant"], m["batch_size"]) == (entry["name"], batch_size)])
+            }
+            speeds = {name: _spread([m["tokens"] / m["seconds"] for m in mine]) for name, mine in taken.items()}
+            for name, mine in taken.items():
+                decode = _spread([(m["tokens"] - batch_size) / m["decode_seconds"] for m in mine])
+                limit = weights_per_s / CONTESTANTS[name].bytes_per_weight
+                rows.append(
+                    {
+                        "contestant": name,
+                        "batch_size": batch_size,
+                        "tokens_per_s": speeds[name],
+                        "times_baseline": speeds[name]["median"] / speeds[BASELINE]["median"] if BASELINE in speeds else None,
+                        "decode_tokens_per_s": decode,
+                        "memory_limit_tokens_per_s": limit if batch_size == 1 else None,
+                        "fraction_of_memory_limit": decode["median"] / limit if batch_size == 1 else None,
+                        "first_token_seconds": _spread([m["first_token_seconds"] for m in mine]),
+                        "peak_memory_bytes": max(m["peak_memory_bytes"] for m in mine),
+                    }
+                )
+        return rows
+
+    def _table(self, rows: list[dict[str, Any]]) -> str:
+        """The summary as Markdown: a speed is the median, then the lowest and the highest."""
+        lines = [
+            f"| prompts of {self.prompt_tokens} + {self.new_tokens} new tokens | batch | tokens/s | x {BASELINE} "
+            "| decoding, tokens/s | of the memory limit | first token | peak memory |",
+            "|---|--:|--:|--:|--:|--:|--:|--:|",
+        ]
+        for row in rows:
+            speed, fraction, times = row["tokens_per_s"], row["fraction_of_memory_limit"], row["times_baseline"]
+            cells = [
+                row["contestant"],
+                str(row["batch_size"]),
+                f"{speed['median']:.1f} ({speed['min']:.1f}-{speed['max']:.1f})",
+                "" if times is None else f"{times:.2f}",
+                f"{row['decode_tokens_per_s']['median']:.1f}",
+                "" if fraction is None else f"{fraction:.0%} of {row['memory_limit_tokens_per_s']:.1f}",
+                f"{row['first_token_seconds']['median'] * 1000:.0f} ms",
+                size(row["peak_memory_bytes"]),
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+        return "\n".join(lines)
+
+
+def weights_per_token(vocab_size: int, model: dict[str, Any]) -> int:
+    """How many weights a generated token is multiplied with: those of all linear layers, the head among them.
+
+    Nearly all that is read from memory for it: the rest is one row of each embedding, vectors, and the keys and values
+    of the tokens before.
+    """
+    with torch.device("meta"):  # shapes alone
+        skeleton = GPT(vocab_size=vocab_size, **model)
+    linear = [module for module in skeleton.h.modules() if isinstance(module, torch.nn.Linear)]
+    return sum(module.weight.numel() for module in linear) + skeleton.wte.weight.numel()
+
+
+@contextlib.contextmanager
+def _noting_failure(entry: dict[str, Any]) -> Iterator[None]:
+    """Let the others go on where one contestant cannot."""
+    try:
+        yield
+    except (WorkerError, UserError) as error:
+        entry |= {"status": "failed", "reason": str(error)}
+        print(f"failed   {entry['name']}: {error}", flush=True)
+
+
+def _spread(values: list[float]) -> dict[str, float]:
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+_COMMAND = [sys.executable, "-m", "gpt2x.benchmark.contestants"]
+
+
+def _environment(threads: int) -> dict[str, str]:
+    """A contestant's: it finds this gpt2x, and as many threads as the others have."""
+    root = str(Path(__file__).resolve().parents[2])
+    path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
+    return os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": str(threads)}

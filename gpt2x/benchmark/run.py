@@ -1,0 +1,48 @@
+"""The benchmark command: a suite measures, a table is printed and every measurement is kept."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from gpt2x.benchmark import machine
+from gpt2x.config.instantiate import instantiate
+from gpt2x.config.schema import BenchmarkConfig
+from gpt2x.errors import UserError
+from gpt2x.files import shown, write_atomic
+from gpt2x.training.run_folder import git_commit, versions
+
+
+def benchmark(config: BenchmarkConfig) -> None:
+    """Run `config.suite`, print its table and write config.output. Raises UserError if a part of it failed."""
+    device = instantiate(config.device)
+    suite = instantiate(config.suite)
+    about = {
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "config": asdict(config),
+        "versions": versions(),
+        "git_commit": git_commit(),
+        "machine": machine.facts(),
+        "threads": device.threads,
+    }
+    print(f"machine  {about['machine']['cpu']}, {device.threads} threads", flush=True)
+    report = about | suite.run(
+        model=_arguments(config.model),
+        device=_arguments(config.device) | {"threads": device.threads},
+        seed=config.seed,
+        cache=config.paths.cache,
+    )
+    output = Path(config.output)
+    write_atomic(output, json.dumps(report, indent=1) + "\n")
+    print(f"\n{report['table']}\n\nevery measurement: {shown(output)}")
+    failed = [entry["name"] for entry in report["contestants"] if entry["status"] == "failed"]
+    if failed:
+        raise UserError(f"failed: {', '.join(failed)}; the reasons are told above and in {shown(output)}")
+
+
+def _arguments(config: Any) -> dict[str, Any]:
+    """What the component that `config` describes is called with."""
+    return {name: value for name, value in asdict(config).items() if name != "_target_"}
