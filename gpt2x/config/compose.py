@@ -95,6 +95,14 @@ class _Dumper(yaml.SafeDumper):
 
     yaml_implicit_resolvers = get_yaml_loader().yaml_implicit_resolvers
 
+    def represent_str(self, text: str) -> yaml.ScalarNode:
+        # Rare line ends, which every other style of YAML turns into ordinary ones.
+        style = '"' if {"\r", "\x85", "\u2028", "\u2029"} & set(text) else None
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _Dumper.represent_str)
+
 
 class Composer:
     """The configuration files of one command, merged by Hydra and checked against its schema."""
