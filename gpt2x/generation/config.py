@@ -41,7 +41,7 @@ class SamplingConfig:
         above=0,
         maximum=1,
     )
-    stop: list[str] = option([], "a text ends where one of these strings appears, and without it")
+    stop: list[str] = option([], "a text ends where one of these strings appears, and without it; \\n is a line end, \\t a tab")
     stop_at_end_of_text: bool = option(True, "a text ends at the end-of-text token")
     samples: int = option(1, "texts to make of each prompt", minimum=1)
     beams: int = option(1, "more than 1: beam search for the likeliest text, keeping as many at each step", minimum=1)

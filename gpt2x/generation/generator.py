@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -117,10 +118,8 @@ class TextGenerator:
         on_text = on_text or (lambda index, text: None)
         if sampling.beams > 1:
             return self._search(prompts, encoded, controls, sampling, on_text)
-        n = sampling.samples
-        making = [
-            _Making(prompt, sample, TextStream(self.tokenizer, sampling.stop)) for prompt in prompts for sample in range(n)
-        ]
+        n, stop = sampling.samples, _unescaped(sampling.stop)
+        making = [_Making(prompt, sample, TextStream(self.tokenizer, stop)) for prompt in prompts for sample in range(n)]
         try:
             for rows in decode(
                 self.model,
@@ -184,9 +183,15 @@ class TextGenerator:
                 **self.reading,
             )
             for sample, hypothesis in enumerate(found[: sampling.samples]):
-                stream = TextStream(self.tokenizer, sampling.stop)
+                stream = TextStream(self.tokenizer, _unescaped(sampling.stop))
                 text = "".join(map(stream.feed, hypothesis.tokens)) + stream.close()
                 on_text(len(done), text)
                 finish = "stop" if stream.stopped else hypothesis.finish
                 done.append(Completion(prompt, text, hypothesis.tokens, finish, sample, score=hypothesis.score))
         return done
+
+
+def _unescaped(texts: Sequence[str]) -> list[str]:
+    """\\n and \\t as the characters they stand for, which a command line cannot hold otherwise; \\\\ is a backslash."""
+    signs = {"n": "\n", "t": "\t", "\\": "\\"}
+    return [re.sub(r"\\([nt\\])", lambda match: signs[match[1]], text) for text in texts]
