@@ -29,7 +29,7 @@ Generate = Callable[[list[list[int]], int], dict[str, Any]]
 class Contestant:
     """One way to generate.
 
-    load              from a job (see Job in generate.py) to what generates
+    load              from a job (made in generate.py) to what generates, and what else a report should tell of it
     bytes_per_weight  what a weight of a matrix takes in memory
     requires          packages that gpt2x itself does not need
     gguf              the kind of GGUF file it reads, or None: it makes its random weights itself
@@ -37,14 +37,14 @@ class Contestant:
     """
 
     name: str
-    load: Callable[[dict[str, Any]], Generate]
+    load: Callable[[dict[str, Any]], tuple[Generate, dict[str, Any]]]
     bytes_per_weight: float
     requires: tuple[str, ...] = ()
     gguf: str | None = None
     batches: bool = True
 
 
-def _ours(job: dict[str, Any], *, weights: str | None, precision: str = "fp32") -> Generate:
+def _ours(job: dict[str, Any], *, weights: str | None, precision: str = "fp32") -> tuple[Generate, dict[str, Any]]:
     """gpt2x as gpt2x-generate runs it; `weights` None leaves the linear layers to torch."""
     import torch
 
@@ -65,10 +65,10 @@ def _ours(job: dict[str, Any], *, weights: str | None, precision: str = "fp32") 
             watch.step(len(rows))
         return watch.result()
 
-    return run
+    return run, {}
 
 
-def _transformers(job: dict[str, Any], *, dtype: str) -> Generate:
+def _transformers(job: dict[str, Any], *, dtype: str) -> tuple[Generate, dict[str, Any]]:
     """GPT2LMHeadModel.generate of the package transformers, as it comes."""
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
@@ -116,10 +116,10 @@ def _transformers(job: dict[str, Any], *, dtype: str) -> Generate:
         )
         return streamer.watch.result()
 
-    return run
+    return run, {}
 
 
-def _llama_cpp(job: dict[str, Any]) -> Generate:
+def _llama_cpp(job: dict[str, Any]) -> tuple[Generate, dict[str, Any]]:
     """llama.cpp's server within the process, from the package xllamacpp; asked over HTTP as it is meant to be."""
     import urllib.request
 
@@ -153,7 +153,7 @@ def _llama_cpp(job: dict[str, Any]) -> Generate:
             "tokens": answer["tokens_predicted"],
         }
 
-    return run
+    return run, {"system": xllamacpp.get_system_info()}  # such as the instructions that the package was built for
 
 
 class Stopwatch:
@@ -203,10 +203,10 @@ def main() -> None:
     job = json.loads(sys.stdin.readline())
     started = time.perf_counter()
     try:
-        generate = CONTESTANTS[job["contestant"]].load(job)
+        generate, about = CONTESTANTS[job["contestant"]].load(job)
     except UserError as error:
         sys.exit(str(error))
-    print(json.dumps({"load_seconds": time.perf_counter() - started}), file=answers)
+    print(json.dumps({"load_seconds": time.perf_counter() - started} | about), file=answers)
     for line in sys.stdin:
         result = generate(job["prompts"][: json.loads(line)["batch_size"]], job["new_tokens"])
         print(json.dumps(result | {"peak_memory_bytes": peak_memory()}), file=answers)

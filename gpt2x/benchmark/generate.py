@@ -54,8 +54,6 @@ class GenerateSuite:
         a folder for what is made once, and for files that are gone at the end. A contestant that cannot take part is
         "skipped" and one that ends or takes longer than `timeout` has "failed", each with its "reason".
         """
-        from tqdm import tqdm
-
         tokenizer = GPT2Tokenizer()
         draw = random.Random(seed)
         job = {
@@ -70,35 +68,20 @@ class GenerateSuite:
         bandwidths = [memory_bandwidth()]
         print(f"memory   read at {bandwidths[0] / 1e9:.1f} GB/s", flush=True)
         entries = [self._entry(CONTESTANTS[name]) for name in self.contestants]
-        measurements = []
         with contextlib.ExitStack() as stack:
             Path(cache).mkdir(parents=True, exist_ok=True)
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=cache)))
             workers = {}
             for entry in entries:
-                with _noting_failure(entry):
-                    if entry["status"] == "ready":
-                        files = self._files(CONTESTANTS[entry["name"]], job, tokenizer, folder)
-                        workers[entry["name"]] = worker = Worker(
-                            _COMMAND, timeout=self.timeout, env=_environment(device["threads"])
-                        )
+                if entry["status"] == "ready":
+                    contestant = CONTESTANTS[entry["name"]]
+                    with _noting_failure(entry):
+                        files = self._files(contestant, job, tokenizer, folder)
+                        worker = Worker(_COMMAND, timeout=self.timeout, env=_environment(device["threads"]))
                         stack.callback(worker.close)
-                        entry |= worker.ask(job | files | {"contestant": entry["name"]})
-            for batch_size in self.batch_sizes:
-                # The first round is not counted: memory is mapped in it, and threads start.
-                for round in tqdm(range(self.rounds + 1), desc=f"batch of {batch_size}", unit="round", disable=None):
-                    for entry in entries:
-                        contestant = CONTESTANTS[entry["name"]]
-                        if entry["status"] != "ready" or (batch_size > 1 and not contestant.batches):
-                            continue
-                        with _noting_failure(entry):
-                            taken = workers[contestant.name].ask({"batch_size": batch_size})
-                            if taken["tokens"] != batch_size * self.new_tokens:
-                                wanted = f"{batch_size} x {self.new_tokens}"
-                                raise WorkerError(f"made {taken['tokens']} tokens instead of {wanted}")
-                            if round:
-                                about = {"contestant": contestant.name, "batch_size": batch_size, "round": round}
-                                measurements.append(about | taken)
+                        workers[contestant.name] = worker
+                        entry |= worker.ask(job | files | {"contestant": contestant.name})
+            measurements = [m for batch_size in self.batch_sizes for m in self._rounds(batch_size, entries, workers)]
         bandwidths.append(memory_bandwidth())
         weights = weights_per_token(tokenizer.vocab_size, model)
         rows = self._summary(entries, measurements, max(bandwidths) / weights)
@@ -136,6 +119,23 @@ class GenerateSuite:
         path = folder / f"{contestant.gguf}.gguf"
         write_gguf(path, model, tokenizer, weights=contestant.gguf)
         return {"gguf": str(path)}
+
+    def _rounds(self, batch_size: int, entries: list[dict], workers: dict[str, Worker]) -> Iterator[dict[str, Any]]:
+        """Every measurement with that many prompts, all contestants in turns."""
+        from tqdm import tqdm
+
+        # The first round is not counted: memory is mapped in it, and threads start.
+        for round in tqdm(range(self.rounds + 1), desc=f"batch of {batch_size}", unit="round", disable=None):
+            for entry in entries:
+                name = entry["name"]
+                if entry["status"] != "ready" or (batch_size > 1 and not CONTESTANTS[name].batches):
+                    continue
+                with _noting_failure(entry):
+                    taken = workers[name].ask({"batch_size": batch_size})
+                    if taken["tokens"] != batch_size * self.new_tokens:
+                        raise WorkerError(f"made {taken['tokens']} tokens instead of {batch_size} x {self.new_tokens}")
+                    if round:
+                        yield {"contestant": name, "batch_size": batch_size, "round": round} | taken
 
     def _summary(self, entries: list[dict], measurements: list[dict], weights_per_s: float) -> list[dict[str, Any]]:
         """One row for each batch size and contestant that measured to the end."""

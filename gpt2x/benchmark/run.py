@@ -14,6 +14,7 @@ from gpt2x.config.schema import BenchmarkConfig
 from gpt2x.errors import UserError
 from gpt2x.files import shown, write_atomic
 from gpt2x.training.run_folder import git_commit, versions
+from gpt2x.training.signals import StopRequest
 
 
 def benchmark(config: BenchmarkConfig) -> None:
@@ -29,12 +30,13 @@ def benchmark(config: BenchmarkConfig) -> None:
         "threads": device.threads,
     }
     print(f"machine  {about['machine']['cpu']}, {device.threads} threads", flush=True)
-    report = about | suite.run(
-        model=_arguments(config.model),
-        device=_arguments(config.device) | {"threads": device.threads},
-        seed=config.seed,
-        cache=config.paths.cache,
-    )
+    with StopRequest():  # a SIGTERM too ends the contestants and removes their files
+        report = about | suite.run(
+            model=_arguments(config.model),
+            device=_arguments(config.device) | {"threads": device.threads},
+            seed=config.seed,
+            cache=config.paths.cache,
+        )
     output = Path(config.output)
     write_atomic(output, json.dumps(report, indent=1) + "\n")
     print(f"\n{report['table']}\n\nevery measurement: {shown(output)}")

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from importlib import metadata
 from pathlib import Path
 from statistics import median
 
+import psutil
 import pytest
 
 from gpt2x import commands
@@ -83,6 +86,7 @@ def test_real_contestants_end_to_end(tmp_path, monkeypatch, capsys):
     assert [(row[0], int(row[1])) for row in cells(output)] == expected
     assert [row["contestant"] for row in report["summary"]] == [name for name, _ in expected]
     assert report["table"] in output
+    assert all("CPU" in entry["system"] for entry in report["contestants"] if entry["name"] == names[2] and installed(names[2]))
     assert min(report["memory_bandwidths_bytes_per_s"]) > 1e8
     assert {"cpu", "memory_bytes"} <= report["machine"].keys()
     assert report["versions"]["torch"]
@@ -150,6 +154,32 @@ def test_a_contestant_that_cannot_load_says_why(tmp_path, monkeypatch, capsys):
     if installed("llama.cpp-q8_0"):
         assert "failed   llama.cpp-q8_0: GGUF: q8_0 needs a width that 32 divides" in printed
     assert json.loads(output.read_text())["measurements"] == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["SIGINT", "SIGTERM"])
+def test_a_signal_leaves_no_process_and_no_file(tmp_path, number, code):
+    root = Path(__file__).parents[2]
+    program = (
+        "import sys; from gpt2x import commands; from gpt2x.benchmark import generate\n"
+        "generate._COMMAND, generate.memory_bandwidth = [sys.executable, '-c', sys.argv.pop(1)], lambda: 1e8\n"
+        "sys.exit(commands.benchmark())"
+    )
+    arguments = ["suite.contestants=[gpt2x-fp32,gpt2x-int8]", f"output={tmp_path / 'r.json'}", f"paths.cache={tmp_path / 'c'}"]
+    announcing = ACTOR.replace("time.sleep(60)", f"open({str(tmp_path / 'busy')!r}, 'w').close(), time.sleep(60)")
+    command = [sys.executable, "-c", program, announcing, *SMALL, *arguments]
+    process = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(root)}, cwd=tmp_path, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "busy").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    children = psutil.Process(process.pid).children()
+    assert len(children) == 2
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    assert process.returncode == code
+    assert not any(child.is_running() for child in children)
+    assert list((tmp_path / "c").iterdir()) == []
+    assert not (tmp_path / "r.json").exists()
 
 
 def test_llama_cpp_takes_part_with_one_prompt(tmp_path, actors, capsys):

@@ -14,7 +14,8 @@ from gpt2x.config.schema import GROUPS, BenchmarkConfig, EvaluateConfig, Generat
 
 ROOTS = {"train": TrainConfig, "generate": GenerateConfig, "evaluate": EvaluateConfig, "benchmark": BenchmarkConfig}
 FILES = sorted(path for path in CONFIG_DIR.glob("*/*.yaml") if path.parent.name != "local")
-# What a file needs beside it: data=text has no text of its own, and a benchmark's prompts need room.
+# What a file needs beside it: data=text has no text of its own; a benchmark's tokens must fit the model, and it takes
+# no other device than the processor.
 NEEDED = {
     "data/text": ["data.path=/"],
     "generate": ["checkpoint=run"],
