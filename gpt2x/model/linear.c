@@ -15,7 +15,7 @@
 
 enum { ROWS = 4, WIDTH = 16 };        /* a tile: 4 outputs by 16 inputs */
 enum { FP32, BF16, INT8 };            /* kinds of weights, numbered as in prepared.py */
-enum { AHEAD = 2048 };                /* bytes that are fetched in advance; processors do not look that far */
+enum { AHEAD = 32 };                  /* tiles that are fetched in advance; processors do not look that far */
 
 const int tile_shape[] = {ROWS, WIDTH};
 
@@ -62,7 +62,7 @@ static inline __attribute__((always_inline)) void tile(
     for (int m = 0; m < M; m++)
         for (int r = 0; r < ROWS; r++) sum[m][r] = (vec){0};
     for (int64_t k = 0; k < K; k += WIDTH, w += ROWS * WIDTH * size) {
-        for (int b = 0; b < ROWS * WIDTH * size; b += 64) __builtin_prefetch(w + AHEAD + b);
+        for (int b = 0; b < ROWS * WIDTH * size; b += 64) __builtin_prefetch(w + AHEAD * ROWS * WIDTH * size + b);
         for (int r = 0; r < ROWS; r++) {
             vec v = load(w + r * WIDTH * size, kind);
             for (int m = 0; m < M; m++) sum[m][r] += *(const vec *)(x + m * K + k) * v;

@@ -67,7 +67,7 @@ def test_real_contestants_end_to_end(tmp_path, monkeypatch, capsys):
     """The ones that are installed; a missing one is skipped and named."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(CONTESTANTS, "missing", Contestant("missing", None, 4, requires=("no-such-package",)))
-    names = ["gpt2x-eager", "transformers-fp32", "llama.cpp-q8_0"]
+    names = ["gpt2x-int8", "gpt2x-bf16-compute", "transformers-fp32", "llama.cpp-q8_0"]
     chosen = f"suite.contestants=[{','.join([*names, 'missing'])}]"
     assert commands.benchmark([*SMALL, chosen, "suite.rounds=1", "suite.batch_sizes=[1,2]", "output=report.json"]) == 0
     output = capsys.readouterr().out
