@@ -76,7 +76,7 @@ def test_real_contestants_end_to_end(tmp_path, monkeypatch, capsys):
 
     status = {entry["name"]: entry["status"] for entry in report["contestants"]}
     assert status == {name: "ready" if installed(name) else "skipped" for name in names} | {"missing": "skipped"}
-    expected = [(name, batch) for batch in (1, 2) for name in names if installed(name) and (batch, name) != (2, names[2])]
+    expected = [(name, batch) for batch in (1, 2) for name in names if installed(name) and (batch, name) != (2, names[-1])]
     assert [(m["contestant"], m["batch_size"]) for m in report["measurements"]] == expected
     for m in report["measurements"]:
         assert m["tokens"] == 4 * m["batch_size"]
@@ -86,12 +86,12 @@ def test_real_contestants_end_to_end(tmp_path, monkeypatch, capsys):
     assert [(row[0], int(row[1])) for row in cells(output)] == expected
     assert [row["contestant"] for row in report["summary"]] == [name for name, _ in expected]
     assert report["table"] in output
-    assert all("CPU" in entry["system"] for entry in report["contestants"] if entry["name"] == names[2] and installed(names[2]))
+    assert all("CPU" in entry["system"] for entry in report["contestants"] if entry["name"] == names[-1] and installed(names[-1]))
     assert min(report["memory_bandwidths_bytes_per_s"]) > 1e8
     assert {"cpu", "memory_bytes"} <= report["machine"].keys()
     assert report["versions"]["torch"]
     assert report["config"]["suite"]["new_tokens"] == 4
-    assert not list((tmp_path / "outputs" / "cache").iterdir())  # the GGUF files are gone
+    assert {path.name for path in (tmp_path / "outputs" / "cache").iterdir()} <= {"kernels"}  # the GGUF files are gone
 
 
 def test_the_table_says_what_was_measured(tmp_path, actors, capsys):
