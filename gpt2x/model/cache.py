@@ -29,7 +29,7 @@ class KVCache:
 
     def begin(self, T: int) -> Tensor:
         """Prepare a forward pass of T new tokens a row; returns their positions, (T,) or, if rows differ, (B, T)."""
-        starts = self.lengths
+        self.starts = starts = self.lengths
         end = max(starts) + T
         if end > self.capacity:
             raise ValueError(f"{end} tokens do not fit a cache of {self.capacity}")

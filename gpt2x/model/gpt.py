@@ -73,7 +73,7 @@ class GPT(nn.Module):
         generator: torch.Generator | None = None,
     ):
         super().__init__()
-        self.vocab_size, self.context_length, self.dropout = vocab_size, context_length, dropout
+        self.vocab_size, self.context_length, self.n_head, self.dropout = vocab_size, context_length, n_head, dropout
         self.shape = f"{n_layer} layers, {n_head} heads, {n_embd} wide, context {context_length}"
         self.wte = nn.Embedding(vocab_size, n_embd)
         self.wpe = nn.Embedding(context_length, n_embd)
@@ -133,8 +133,8 @@ class GPT(nn.Module):
         """An empty cache for `rows` texts of up to `capacity` tokens, at most `context_length`."""
         return KVCache(
             n_layer=len(self.h),
-            n_head=self.h[0].attn.n_head,
-            head_width=self.wte.embedding_dim // self.h[0].attn.n_head,
+            n_head=self.n_head,
+            head_width=self.wte.embedding_dim // self.n_head,
             rows=rows,
             capacity=min(capacity, self.context_length),
             like=self.wte.weight,

@@ -1,9 +1,10 @@
-"""A trained model made ready to generate: its linear layers replaced by ones prepared once for this processor.
+"""A trained model made ready to generate: its blocks and its head replaced by ones prepared once for this processor.
 
 A token needs every weight once, so generating is as fast as memory delivers them, and fewer bytes a weight are more
-tokens a second. torch's own product of one row reads fp32 at 40 to 100 % of that speed, depending on the processor, and
-int8 at half of it; the kernel in linear.c reads them all at 80 to 100 %. It is compiled once, in under a second, with
-the C compiler of the machine (cc, gcc, clang or what $CC says). Where there is none fp32 stays with torch.
+tokens a second. torch's product of one row reads fp32 at 40 to 80 % of that speed, depending on the processor, and int8
+at half of it; between its operations the memory waits. block.c computes a whole block in one call. It is compiled once,
+in about a second, with the C compiler of the machine (cc, gcc, clang or what $CC says). Where there is none, fp32 stays
+with torch.
 """
 
 from __future__ import annotations
@@ -12,88 +13,206 @@ import ctypes
 import functools
 import hashlib
 import logging
+import math
+import mmap
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gpt2x.config.option import ConfigError
-from gpt2x.model.gpt import GPT
+from gpt2x.model.cache import KVCache, LayerCache
+from gpt2x.model.gpt import GPT, Block
 
 log = logging.getLogger(__name__)
 
-WEIGHTS = ("fp32", "bf16", "int8")  # in the order of the kinds in linear.c
+# In the order of the kinds in block.c.
+WEIGHTS = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
+_THEN_STORE = 0
 
 
 def prepare(model: GPT, *, weights: str = "fp32", precision: str = "fp32", cache: str | Path) -> GPT:
-    """Replace every linear layer of `model`, in place, head included; the result can generate but not learn.
+    """Prepare `model`, in place; the result can generate but not learn, and is not to be copied or moved.
 
     weights    what the linear layers' weights are kept as: "fp32", "bf16" (rounded), or "int8" (rounded to 255 steps
                of 1/127 of each output's largest weight). Embeddings and norms stay fp32.
     precision  what the products are computed in: "fp32", or "bf16": inputs and weights rounded, sums in fp32. Then
-               the weights are kept as bf16.
+               the weights are kept as bf16, and the work is left to torch (oneDNN).
     cache      folder that keeps the compiled kernel.
 
-    Raises ConfigError where `weights` need the kernel and it cannot be compiled.
+    Raises ConfigError where `weights` need the kernel and it cannot be had.
     """
     if precision == "bf16":
-        make = _BF16Linear
-    elif (kernel := compiled(cache)) is not None:
-        make = functools.partial(_KernelLinear, kernel, weights)
-    elif weights == "fp32":
-        log.warning("no C compiler was found (cc, gcc, clang, $CC): generating goes through torch's slower products")
+        if model.lm_head is None:
+            model.lm_head = _BF16Linear(model.wte.weight, None)
+        for module in list(model.modules()):
+            for name, child in module.named_children():
+                if isinstance(child, nn.Linear):
+                    setattr(module, name, _BF16Linear(child.weight, child.bias))
         return model
-    else:
-        problem = "needs a C compiler that knows OpenMP (cc, gcc, clang or what $CC says), and none was found"
-        raise ConfigError("generation.weights", weights, problem, "install one, or use generation.weights=fp32")
-    if model.lm_head is None:
-        model.lm_head = make(model.wte.weight.detach(), None)
-    for module in list(model.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, nn.Linear):
-                setattr(module, name, make(child.weight.detach(), None if child.bias is None else child.bias.detach()))
+    try:
+        kernel = compiled(cache)
+        if model.wte.embedding_dim % 16:
+            raise KernelError(f"it takes widths that are a multiple of 16, not {model.wte.embedding_dim}")
+    except KernelError as error:
+        if weights == "fp32":
+            log.warning("generating without the kernel for this processor, through torch's slower products: %s", error)
+            return model
+        problem = f"needs the kernel for this processor, and {error}"
+        raise ConfigError("generation.weights", weights, problem, "use generation.weights=fp32") from None
+    head = model.wte.weight if model.lm_head is None else model.lm_head.weight
+    matrices = [module.weight for module in model.h.modules() if isinstance(module, nn.Linear)] + [head]
+    memory = _Memory(sum(_packed_size(weight, weights) for weight in matrices))
+    for i, block in enumerate(model.h):
+        model.h[i] = _KernelBlock(kernel, block, weights, memory)
+    model.lm_head = _KernelHead(kernel, head, weights, memory)
     return model
 
 
-class _KernelLinear(nn.Module):
-    """x (..., K) in fp32 -> (..., N), through linear.c."""
+class KernelError(Exception):
+    """The kernel cannot be compiled or used; the message says why."""
 
-    def __init__(self, kernel: ctypes.CDLL, weights: str, weight_NK: Tensor, bias_N: Tensor | None):
+
+# -- what block.c is given ---------------------------------------------------------------------------------------
+
+
+class _Linear(ctypes.Structure):
+    _fields_ = (
+        ("kind", ctypes.c_int64),
+        ("N", ctypes.c_int64),
+        ("K", ctypes.c_int64),
+        ("weights", ctypes.c_void_p),
+        ("scale", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+    )
+
+
+class _Norm(ctypes.Structure):
+    _fields_ = (("weight", ctypes.c_void_p), ("bias", ctypes.c_void_p))
+
+
+class _Block(ctypes.Structure):
+    _fields_ = (
+        ("ln_1", _Norm),
+        ("c_attn", _Linear),
+        ("c_proj", _Linear),
+        ("ln_2", _Norm),
+        ("mlp_c_fc", _Linear),
+        ("mlp_c_proj", _Linear),
+        ("n_head", ctypes.c_int64),
+    )
+
+
+class _Memory:
+    """One piece of memory for all packed weights, in pages of 2 MB where the system has them: with small ones the
+    processor spends a sixth of its time on finding the next."""
+
+    def __init__(self, size: int):
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            self.map = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            self.map.madvise(mmap.MADV_HUGEPAGE)
+            self.bytes = torch.frombuffer(self.map, dtype=torch.uint8)
+        else:
+            self.bytes = torch.empty(size, dtype=torch.uint8)
+        self.used = 0
+
+    def tensor(self, shape: Iterable[int], dtype: torch.dtype) -> Tensor:
+        size = math.prod(shape) * dtype.itemsize
+        self.used += size
+        return self.bytes[self.used - size : self.used].view(dtype).view(shape)
+
+
+def _packed_size(weight_NK: Tensor, weights: str) -> int:
+    N, K = weight_NK.shape
+    return -(-N // 16) * 16 * K * WEIGHTS[weights].itemsize  # every matrix starts at a multiple of 256 bytes
+
+
+def _pack(
+    weight_NK: Tensor, bias_N: Tensor | None, weights: str, memory: _Memory, tile: tuple[int, int]
+) -> tuple[_Linear, list[Tensor]]:
+    """A linear layer as block.c reads it, and the tensors that its pointers point into."""
+    N, K = weight_NK.shape
+    rows, width = tile
+    weight_NK, scale_N = weight_NK.detach(), torch.ones(N)
+    if weights == "int8":
+        scale_N = weight_NK.abs().amax(dim=1) / 127
+        weight_NK = (weight_NK / scale_N.clamp(min=1e-30)[:, None]).round()
+    tiles = memory.tensor((-(-N // 16) * 16 // rows, K // width, rows, width), WEIGHTS[weights])
+    whole = N // rows
+    tiles[:whole] = weight_NK[: whole * rows].view(whole, rows, K // width, width).transpose(1, 2)
+    if N % rows:
+        tiles[whole, :, : N % rows] = weight_NK[whole * rows :].view(N % rows, K // width, width).transpose(0, 1)
+    kept = [tiles, scale_N.contiguous(), torch.zeros(N) if bias_N is None else bias_N.detach().contiguous()]
+    return _Linear(list(WEIGHTS).index(weights), N, K, *(tensor.data_ptr() for tensor in kept)), kept
+
+
+class _NoCopy(nn.Module):
+    """The C structures of a prepared module hold addresses, which a copy would share and a move would leave behind."""
+
+    def __reduce_ex__(self, protocol):
+        raise TypeError("a prepared model cannot be copied or pickled: prepare a copy instead")
+
+
+class _KernelBlock(_NoCopy):
+    """What Block computes, without gradients, through block.c."""
+
+    def __init__(self, kernel: ctypes.CDLL, block: Block, weights: str, memory: _Memory):
         super().__init__()
-        self.N, self.K = weight_NK.shape
-        rows, width = (ctypes.c_int * 2).in_dll(kernel, "tile_shape")
-        scale_N = torch.ones(self.N)
-        if weights == "int8":
-            scale_N = weight_NK.abs().amax(dim=1).float() / 127
-            weight_NK = (weight_NK / scale_N.clamp(min=1e-30)[:, None]).round().to(torch.int8)
-        elif weights == "bf16":
-            weight_NK = weight_NK.bfloat16()
-        self.padding = -self.K % width
-        weight_NK = F.pad(weight_NK, (0, self.padding, 0, -self.N % rows))
-        tiles = weight_NK.view(weight_NK.shape[0] // rows, rows, weight_NK.shape[1] // width, width).transpose(1, 2)
-        self.register_buffer("tiles", tiles.contiguous())
-        self.register_buffer("scale", scale_N)
-        self.register_buffer("bias", torch.zeros(self.N) if bias_N is None else bias_N.float())
-        # What stays the same from call to call. The pointers are good as long as the buffers are: as long as this module.
-        pointers = (self.tiles.data_ptr(), self.scale.data_ptr(), self.bias.data_ptr())
-        self.fixed = WEIGHTS.index(weights), *pointers
-        self.linear = kernel.linear
+        self.kernel, self.n_head, tile = kernel, block.attn.n_head, tuple((ctypes.c_int * 2).in_dll(kernel, "tile_shape"))
+        self.kept = []  # alive as long as their addresses are in use
+
+        def linear(layer: nn.Linear) -> _Linear:
+            structure, kept = _pack(layer.weight, layer.bias, weights, memory, tile)
+            self.kept += kept
+            return structure
+
+        def norm(layer: nn.LayerNorm) -> _Norm:
+            self.kept += [layer.weight.detach().contiguous(), layer.bias.detach().contiguous()]
+            return _Norm(*(tensor.data_ptr() for tensor in self.kept[-2:]))
+
+        attn, mlp = block.attn, block.mlp
+        self.structure = _Block(
+            norm(block.ln_1), linear(attn.c_attn), linear(attn.c_proj),
+            norm(block.ln_2), linear(mlp.c_fc), linear(mlp.c_proj), self.n_head,
+        )  # fmt: skip
+        self.pointer = ctypes.byref(self.structure)
+
+    def forward(self, x_BTC: Tensor, cache: LayerCache | None = None) -> Tensor:
+        """(B, T, C) -> (B, T, C), in the memory of the input."""
+        B, T, C = x_BTC.shape
+        x_BTC = x_BTC.contiguous()
+        if cache is None:
+            new = KVCache(n_layer=1, n_head=self.n_head, head_width=C // self.n_head, rows=B, capacity=T, like=x_BTC)
+            new.begin(T)
+            cache = new.layers[0]
+        kept, starts = cache.cache, (ctypes.c_int64 * B)(*cache.cache.starts)
+        keys, values = (x.data_ptr() + cache.i * x.stride(0) * x.itemsize for x in (kept.keys, kept.values))
+        scratch = torch.empty(B * T * 6 * C)
+        self.kernel.block(self.pointer, x_BTC.data_ptr(), keys, values, starts, B, T, kept.capacity, scratch.data_ptr())
+        return x_BTC
+
+
+class _KernelHead(_NoCopy):
+    """Final states (..., C) in fp32 -> logits (..., V), through block.c."""
+
+    def __init__(self, kernel: ctypes.CDLL, weight_VC: Tensor, weights: str, memory: _Memory):
+        super().__init__()
+        self.kernel, tile = kernel, tuple((ctypes.c_int * 2).in_dll(kernel, "tile_shape"))
+        self.structure, self.kept = _pack(weight_VC, None, weights, memory, tile)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.padding:
-            x = F.pad(x, (0, self.padding))
         x = x.contiguous()
-        K = self.K + self.padding
-        y = torch.empty(*x.shape[:-1], self.N)
-        kind, tiles, scale, bias = self.fixed
-        self.linear(kind, x.data_ptr(), tiles, scale, bias, y.data_ptr(), x.numel() // K, self.N, K)
-        return y
+        logits = torch.empty(*x.shape[:-1], self.structure.N)
+        M = x.numel() // self.structure.K
+        self.kernel.linear(ctypes.byref(self.structure), x.data_ptr(), logits.data_ptr(), M, _THEN_STORE)
+        return logits
 
 
 class _BF16Linear(nn.Module):
@@ -101,42 +220,47 @@ class _BF16Linear(nn.Module):
 
     def __init__(self, weight_NK: Tensor, bias_N: Tensor | None):
         super().__init__()
-        self.register_buffer("weight", torch.ops.mkldnn._reorder_linear_weight(weight_NK.bfloat16(), 1))
-        self.register_buffer("bias", None if bias_N is None else bias_N.bfloat16())
+        self.register_buffer("weight", torch.ops.mkldnn._reorder_linear_weight(weight_NK.detach().bfloat16(), 1))
+        self.register_buffer("bias", None if bias_N is None else bias_N.detach().bfloat16())
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.ops.mkldnn._linear_pointwise(x.bfloat16(), self.weight, self.bias, "none", [], "").float()
 
 
+# -- compiling ---------------------------------------------------------------------------------------------------
+
+
 @functools.cache
-def compiled(cache: str | Path) -> ctypes.CDLL | None:
-    """The kernel in linear.c, compiled for this processor and kept in the folder `cache`; None where that fails."""
+def compiled(cache: str | Path) -> ctypes.CDLL:
+    """block.c, compiled for this processor and kept in the folder `cache`. Raises KernelError."""
     compiler = os.environ.get("CC") or next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
     if compiler is None:
-        return None
-    source = Path(__file__).with_name("linear.c")
+        raise KernelError("there is no C compiler to make it with (cc, gcc, clang or what $CC says)")
+    source = Path(__file__).with_name("block.c")
     # One OpenMP for both: two would keep a set of threads each, and those would wait for each other.
-    openmp = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*")) or sorted(
-        (Path(torch.__file__).parents[1] / "torch.libs").glob("libgomp*")
-    )
+    torch_folder = Path(torch.__file__).parent
+    openmp = [*torch_folder.glob("lib/libgomp*"), *torch_folder.parent.glob("torch.libs/libgomp*")][:1]
     key = hashlib.sha256("\n".join([source.read_text(), compiler, *map(str, openmp), _processor()]).encode())
-    library = Path(cache) / "kernels" / f"linear-{key.hexdigest()[:16]}.so"
+    library = Path(cache) / "kernels" / f"block-{key.hexdigest()[:16]}.so"
     try:
         if not library.exists():
             library.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=library.parent) as folder:
-                object_file, made = Path(folder, "linear.o"), Path(folder, library.name)
-                flags = ["-O3", "-march=native", "-fopenmp", "-fPIC"]
-                _run([compiler, *flags, "-c", str(source), "-o", str(object_file)])
-                _run([compiler, "-shared", str(object_file), *(map(str, openmp) if openmp else ["-fopenmp"]), "-o", str(made)])
-                os.replace(made, library)  # whole or not at all, also when two start together
+                made, command = Path(folder, "block"), shlex.split(compiler)
+                _run([*command, "-O3", "-march=native", "-fopenmp", "-fPIC", "-w", "-c", str(source), "-o", f"{made}.o"])
+                link = list(map(str, openmp)) or ["-fopenmp"]
+                _run([*command, "-shared", f"{made}.o", *link, "-lm", "-o", f"{made}.so"])
+                os.replace(f"{made}.so", library)  # whole or not at all, also when two start together
         kernel = ctypes.CDLL(str(library))
-    except (OSError, subprocess.CalledProcessError) as error:
-        said = getattr(error, "stderr", None) or str(error)
-        log.warning("the kernel for generating was not compiled: %s", said.strip().splitlines()[-1] if said.strip() else error)
-        return None
-    kernel.linear.argtypes = [ctypes.c_int, *[ctypes.c_void_p] * 5, *[ctypes.c_int64] * 3]
-    kernel.linear.restype = None
+    except OSError as error:
+        raise KernelError(f"it cannot be compiled in {library.parent} with {compiler} ({error.strerror or error})") from None
+    except subprocess.CalledProcessError as error:
+        said = error.stderr.strip().splitlines() or ["it did not say why"]
+        raise KernelError(f"{compiler} cannot compile it: {said[-1]}") from None
+    pointer, number = ctypes.c_void_p, ctypes.c_int64
+    kernel.linear.argtypes = [pointer, pointer, pointer, number, ctypes.c_int]
+    kernel.block.argtypes = [pointer, pointer, pointer, pointer, pointer, number, number, number, pointer]
+    kernel.linear.restype = kernel.block.restype = None
     return kernel
 
 

@@ -86,7 +86,9 @@ def test_real_contestants_end_to_end(tmp_path, monkeypatch, capsys):
     assert [(row[0], int(row[1])) for row in cells(output)] == expected
     assert [row["contestant"] for row in report["summary"]] == [name for name, _ in expected]
     assert report["table"] in output
-    assert all("CPU" in entry["system"] for entry in report["contestants"] if entry["name"] == names[-1] and installed(names[-1]))
+    assert all(
+        "CPU" in entry["system"] for entry in report["contestants"] if entry["name"] == names[-1] and installed(names[-1])
+    )
     assert min(report["memory_bandwidths_bytes_per_s"]) > 1e8
     assert {"cpu", "memory_bytes"} <= report["machine"].keys()
     assert report["versions"]["torch"]
