@@ -29,6 +29,13 @@ def far_from_linear(model: GPT, seed: int = 1) -> GPT:
     return model
 
 
+@torch.no_grad()
+def restless(model: GPT) -> GPT:
+    """A model whose likeliest text is not one token for ever: large position embeddings keep it moving."""
+    far_from_linear(model).wpe.weight.mul_(20)
+    return model.eval()
+
+
 def hugging_face(model: GPT, **changes) -> GPT2LMHeadModel:
     """The model of transformers with our weights; its Conv1D holds a Linear's weight transposed."""
     settings = GPT2Config(

@@ -10,6 +10,7 @@ from typing import Any
 
 from gpt2x.benchmark import machine
 from gpt2x.config.instantiate import instantiate
+from gpt2x.config.option import ConfigError
 from gpt2x.config.schema import BenchmarkConfig
 from gpt2x.errors import UserError
 from gpt2x.files import shown, write_atomic
@@ -19,6 +20,9 @@ from gpt2x.training.signals import StopRequest
 
 def benchmark(config: BenchmarkConfig) -> None:
     """Run `config.suite`, print its table and write config.output. Raises UserError if a part of it failed."""
+    output = Path(config.output)
+    if output.is_dir():
+        raise ConfigError("output", config.output, "is a folder", "name a file in it")
     device = instantiate(config.device)
     suite = instantiate(config.suite)
     about = {
@@ -29,7 +33,7 @@ def benchmark(config: BenchmarkConfig) -> None:
         "machine": machine.facts(),
         "threads": device.threads,
     }
-    print(f"machine  {about['machine']['cpu']}, {device.threads} threads", flush=True)
+    print(f"machine  {about['machine']['cpu']}, {device.threads} thread{'s' * (device.threads > 1)}", flush=True)
     with StopRequest():  # a SIGTERM too ends the contestants and removes their files
         report = about | suite.run(
             model=_arguments(config.model),
@@ -37,9 +41,12 @@ def benchmark(config: BenchmarkConfig) -> None:
             seed=config.seed,
             cache=config.paths.cache,
         )
-    output = Path(config.output)
-    write_atomic(output, json.dumps(report, indent=1) + "\n")
-    print(f"\n{report['table']}\n\nevery measurement: {shown(output)}")
+    print(f"\n{report['table']}\n", flush=True)
+    try:
+        write_atomic(output, json.dumps(report, indent=1) + "\n")
+    except OSError as error:
+        raise UserError(f"output={config.output}: cannot be written ({error.strerror})") from error
+    print(f"every measurement: {shown(output)}")
     failed = [entry["name"] for entry in report["contestants"] if entry["status"] == "failed"]
     if failed:
         raise UserError(f"failed: {', '.join(failed)}; the reasons are told above and in {shown(output)}")

@@ -194,9 +194,18 @@ def _check_jobs(composer: Composer, overrides: list, master: DictConfig) -> int:
     problems: dict[str, ConfigError] = {}
     here = master.hydra.launcher._target_.endswith(".BasicLauncher")  # others may run the jobs on another machine
     jobs = composer.jobs(overrides, master)
+    outputs: set[str] = set()
     for job in jobs:
         try:
             config = composer.config(job)
+            if getattr(config, "interactive", False):
+                raise ConfigError("interactive", True, "one session at a time, without -m")
+            output = getattr(config, "output", None)
+            if _given("output", overrides) and output in outputs:
+                raise ConfigError(
+                    "output", output, "several runs would write this one file", "leave it out, or name one for each"
+                )
+            outputs.add(output)
             if here:
                 check_available(config)
         except ConfigError as error:

@@ -6,6 +6,7 @@ behind the entrypoint ever sees Hydra or OmegaConf.
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass, field
 from typing import Any
@@ -84,6 +85,9 @@ class TrainConfig:
         """The rules between groups."""
         if not re.fullmatch(r"\w[\w .+-]{0,99}", self.name):
             raise ConfigError("name", self.name, "must be fit for a folder: letters, digits and any of _ . + -, at most 100")
+        if self.sampling.top_logprobs is not None:
+            problem = "is for gpt2x-generate: a run's samples are text alone"
+            raise ConfigError("sampling.top_logprobs", self.sampling.top_logprobs, problem, "leave it out")
         trainer, warmup = self.trainer, self.schedule.warmup_steps
         every = trainer.checkpoint_every or trainer.eval_every
         if None not in (trainer.max_steps, warmup) and warmup > trainer.max_steps:
@@ -146,8 +150,11 @@ class GenerateConfig(TrainedModelConfig):
         if len(given) > 1:
             problem = f"{given[0]} is given too; the prompts come from one of {', '.join(sources)}"
             raise ConfigError(given[1], sources[given[1]], problem)
-        if self.output is not None and self.output == self.prompt_file:
+        if None not in (self.output, self.prompt_file) and os.path.realpath(self.output) == os.path.realpath(self.prompt_file):
             raise ConfigError("output", self.output, "this is prompt_file, which it would replace", "name another file")
+        if self.generation.prefill_chunk is not None and not self.generation.cache:
+            problem = "with generation.cache=false every text is computed whole, for each token"
+            raise ConfigError("generation.prefill_chunk", self.generation.prefill_chunk, problem, "leave out one of the two")
         if self.generation.lookup and self.sampling.beams > 1:
             problem = "guesses tokens of one text, and beam search keeps several"
             raise ConfigError("generation.lookup", self.generation.lookup, problem, "leave out one of the two")

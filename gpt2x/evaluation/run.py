@@ -50,7 +50,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         "step": run.checkpoint.step,
         "data": (config.data or run.config.data).name,
         "split": config.split,
-        "weights": weights,
+        "weights": weights if precision == "fp32" else precision,  # bf16 products keep bf16 weights
         "precision": precision,
         "device": str(device),
     }

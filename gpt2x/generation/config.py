@@ -17,12 +17,19 @@ class SamplingConfig:
 
     max_new_tokens: int = option(100, "tokens to generate at most", minimum=1)
     min_new_tokens: int = option(0, "tokens to generate before end-of-text may come", minimum=0)
-    logit_bias: dict[str, float] = option({}, 'a number to add to a token\'s logit, such as {" the": -2, id:262: 1.5}')
-    repetition_penalty: float = option(
-        1.0, "above 1: tokens of the prompt and the text so far become less likely; positive logits are divided by it", above=0
+    logit_bias: dict[str, float] = option(
+        {}, 'a number to add to a token\'s logit, such as {" the": -2, id:262: 1.5}', minimum=-100, maximum=100
     )
-    presence_penalty: float = option(0.0, "taken from the logit of each token that is in the text so far")
-    frequency_penalty: float = option(0.0, "the same, once for each time that the token is there")
+    repetition_penalty: float = option(
+        1.0,
+        "above 1: tokens of the prompt and the text so far become less likely; positive logits are divided by it",
+        minimum=0.01,
+        maximum=100,
+    )
+    presence_penalty: float = option(
+        0.0, "taken from the logit of each token that is in the text so far", minimum=-100, maximum=100
+    )
+    frequency_penalty: float = option(0.0, "the same, once for each time that the token is there", minimum=-100, maximum=100)
     no_repeat_ngram: int | None = option(None, "as many tokens in a row never come twice, the prompt included", minimum=1)
     banned: list[str] = option([], 'tokens that are never chosen, such as [" the", id:262]')
     temperature: float = option(
@@ -46,7 +53,10 @@ class SamplingConfig:
     samples: int = option(1, "texts to make of each prompt", minimum=1)
     beams: int = option(1, "more than 1: beam search for the likeliest text, keeping as many at each step", minimum=1)
     length_penalty: float = option(
-        1.0, "beam search divides a text's log-probability by its length to the power of this; above 1 favours long ones"
+        1.0,
+        "beam search divides a text's log-probability by its length to the power of this; above 1 favours long ones",
+        minimum=-10,
+        maximum=10,
     )
     top_logprobs: int | None = option(
         None, "0: also give each token's log-probability; k: and the k likeliest tokens'; null: none", minimum=0
@@ -70,6 +80,10 @@ class SamplingConfig:
         if self.temperature != 0:
             problem = f"beam search draws nothing: it needs temperature=0, not {self.temperature}"
             raise ConfigError("beams", self.beams, problem, "sampling=beam sets both")
+        if self.stop:
+            raise ConfigError(
+                "stop", self.stop, "ends a text as it is made, and beam search compares whole ones", "leave it out"
+            )
         if self.samples > self.beams:
             raise ConfigError("samples", self.samples, f"beam search finds at most as many texts as beams, {self.beams}")
         if self.top_logprobs is not None:
@@ -92,7 +106,7 @@ class WeightsConfig:
 class GenerationConfig(WeightsConfig):
     """How texts are computed; `weights` and `past_context` can change what they are, the others only how fast they come."""
 
-    batch_size: int = option(8, "texts that are made at the same time", minimum=1)
+    batch_size: int = option(8, "texts that are made at the same time; all samples of a prompt are, however many", minimum=1)
     cache: bool = option(True, "keep keys and values; false: compute the whole text anew for each token")
     past_context: str = option(
         "slide",

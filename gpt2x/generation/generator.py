@@ -113,6 +113,8 @@ class TextGenerator:
         `on_text(index, text)` is told each new piece of completion `index`, whole characters only, as it is made (beam
         search makes it all at the end). Raises UserError for a prompt that cannot be encoded or does not fit.
         """
+        if not prompts:
+            return []
         encoded = [self.encode(prompt) for prompt in prompts]
         controls = Controls.from_config(sampling, self.tokenizer)
         on_text = on_text or (lambda index, text: None)
@@ -183,11 +185,10 @@ class TextGenerator:
                 **self.reading,
             )
             for sample, hypothesis in enumerate(found[: sampling.samples]):
-                stream = TextStream(self.tokenizer, _unescaped(sampling.stop))
-                text = "".join(map(stream.feed, hypothesis.tokens)) + stream.close()
-                on_text(len(done), text)
-                finish = "stop" if stream.stopped else hypothesis.finish
-                done.append(Completion(prompt, text, hypothesis.tokens, finish, sample, score=hypothesis.score))
+                text = self.tokenizer.decode(hypothesis.tokens)
+                if text:
+                    on_text(len(done), text)
+                done.append(Completion(prompt, text, hypothesis.tokens, hypothesis.finish, sample, score=hypothesis.score))
         return done
 
 

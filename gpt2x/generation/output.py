@@ -42,9 +42,11 @@ def opened(path: str | None) -> Iterator[Callable[[str], None]]:
         yield write_to_stdout
         return
     target = Path(path)
-    partial = target.with_name(f"{target.name}.partial")
-    if target.is_dir():
+    if not target.name or target.is_dir():
         raise UserError(f"output={path}: this is a folder; name a file in it")
+    if target.exists() and not target.is_file():
+        raise UserError(f"output={path}: this is no ordinary file and would be replaced by one; for a pipe leave output out")
+    partial = target.with_name(f"{target.name}.partial")
     if partial.exists():
         remedy = "keep it under another name or delete it"
         raise UserError(f"output={path}: {shown(partial)} holds what an interrupted run has made; {remedy}")
@@ -114,6 +116,7 @@ class JsonLinesOutput:
     sample             0, 1, ...: which of the prompt's samples
     text, tokens       the continuation, and the ids it was made of
     finish             why it ended: length, stop, end_of_text, context or interrupted
+    score              of beam search: log-probability / length ** length_penalty
     logprobs           if asked for: for each token its id, its log-probability and the likeliest ones ("top")
     """
 
@@ -134,6 +137,8 @@ class JsonLinesOutput:
             "tokens": completion.tokens,
             "finish": completion.finish,
         }
+        if completion.score is not None:
+            record["score"] = completion.score
         if self._logprobs:
             record["logprobs"] = [dataclasses.asdict(entry) for entry in completion.logprobs]
         self._write(json.dumps(record, ensure_ascii=False) + "\n")

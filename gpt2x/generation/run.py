@@ -9,8 +9,10 @@ from pathlib import Path
 from gpt2x.config.compose import CONFIG_DIR, change
 from gpt2x.config.instantiate import instantiate
 from gpt2x.config.schema import GenerateConfig
+from gpt2x.errors import UserError
 from gpt2x.generation.chat import chat
 from gpt2x.generation.config import SamplingConfig
+from gpt2x.generation.controls import Controls
 from gpt2x.generation.generator import TextGenerator
 from gpt2x.generation.output import JsonLinesOutput, TextOutput, opened
 from gpt2x.generation.prompts import Prompt, read_prompts
@@ -29,8 +31,11 @@ def generate(config: GenerateConfig) -> None:
     if config.prompt_file is not None:
         prompts = read_prompts(config.prompt_file)
     sampling = config.sampling
+    generator, computing = load(config)
+    for prompt in prompts:  # one that cannot be used is told before any is
+        with _about(prompt if config.prompt_file is not None else None):
+            generator.encode(prompt.text)
     with opened(config.output) as write:
-        generator, computing = load(config)
         if config.format == "text":
             output = TextOutput(write, prompts=len(prompts), samples=sampling.samples)
         else:
@@ -46,6 +51,17 @@ def generate(config: GenerateConfig) -> None:
                     output.add(batch[of], completion, seeds[of])
                 if any(completion.finish == "interrupted" for completion in completions):
                     raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def _about(prompt: Prompt | None):
+    """Name the prompt of a file that is found to be unfit."""
+    try:
+        yield
+    except UserError as error:
+        if prompt is None:
+            raise
+        raise UserError(f"prompt {prompt.id}: {error}") from None
 
 
 def load(config: GenerateConfig) -> tuple[TextGenerator, contextlib.AbstractContextManager]:
@@ -65,7 +81,9 @@ def interact(config: GenerateConfig, generator: TextGenerator) -> None:
     """The interactive mode; its settings change as those of the command line do."""
 
     def changed(sampling: SamplingConfig, override: str) -> SamplingConfig:
-        return change("generate", dataclasses.replace(config, sampling=sampling), override).sampling
+        new = change("generate", dataclasses.replace(config, sampling=sampling), override).sampling
+        Controls.from_config(new, generator.tokenizer)  # a token that there is not is refused now
+        return new
 
     chat(
         generator,

@@ -85,6 +85,7 @@ class LayerCache:
     def extend(self, k_BNTH: Tensor, v_BNTH: Tensor) -> tuple[Tensor, Tensor]:
         """Add the new tokens' keys and values; returns those of all positions, two times (B, N, L, H)."""
         cache, where = self.cache, self.cache.where
+        k_BNTH, v_BNTH = k_BNTH.to(cache.keys.dtype), v_BNTH.to(cache.keys.dtype)  # autocast makes them bf16
         keys, values = cache.keys[self.i], cache.values[self.i]
         if isinstance(where, slice):
             keys[:, :, where], values[:, :, where] = k_BNTH, v_BNTH

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 import torch
-from models import far_from_linear, gpt, hugging_face
+from models import gpt, hugging_face, restless
 
 from gpt2x.generation.beam import beam_search
 from gpt2x.generation.controls import Controls
@@ -15,7 +15,7 @@ GREEDY = Controls(temperature=0)
 
 
 def small(seed: int, **changes):
-    return far_from_linear(gpt(seed, **({"vocab_size": 20, "n_embd": 16, "n_head": 2} | changes)), seed=seed + 100).eval()
+    return restless(gpt(seed, **({"vocab_size": 20, "n_embd": 16, "n_head": 2} | changes)))
 
 
 @pytest.mark.parametrize("length_penalty", [0.0, 1.0, 2.0])
@@ -46,7 +46,7 @@ def test_hypotheses_are_those_of_transformers(beams, length_penalty):
         assert [hypothesis.tokens for hypothesis in found] == theirs
         assert [hypothesis.score for hypothesis in found] == pytest.approx(expected.sequences_scores.tolist(), abs=1e-4)
         ended += any(hypothesis.finish == "end_of_text" for hypothesis in found)
-    assert 3 <= ended < 16
+    assert ended >= 3
 
 
 def test_with_beams_for_everything_it_finds_the_likeliest_text_of_all():
@@ -69,6 +69,14 @@ def test_the_cache_changes_nothing_past_the_context_either(settings):
     plain, other = (beam_search(model, [1, 2, 3, 4, 5], **common, **extra) for extra in ({}, settings))
     assert [h.tokens for h in plain] == [h.tokens for h in other]
     assert len(plain[0].tokens) == 15 and plain[0].finish == "length"
+    assert len(set(plain[0].tokens)) >= 4
+    tokens, start, score = [1, 2, 3, 4, 5], 0, 0.0  # the score of what was found, with the window told once more
+    for token in plain[0].tokens:
+        if len(tokens) - start > 10:
+            start = len(tokens) - 5
+        score += torch.log_softmax(model(torch.tensor([tokens[start:]]))[0, -1].double(), dim=-1)[token].item()
+        tokens.append(token)
+    assert plain[0].score == pytest.approx(score / 15, abs=1e-4)
 
 
 def test_a_full_context_stops_the_search_if_it_shall():

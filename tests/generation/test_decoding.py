@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import SHAPE, far_from_linear, gpt, hugging_face
+from models import SHAPE, gpt, hugging_face, restless
 
 from gpt2x.generation.controls import Controls
 from gpt2x.generation.decoding import Row, decode
@@ -32,12 +32,7 @@ def texts(rows: list[Row]) -> list[tuple[list[int], str | None]]:
     return [(row.history.new, row.finish) for row in rows]
 
 
-def models() -> list[GPT]:
-    """Both ways to attend, and one with the compiled kernel where there is a compiler: see `settle`."""
-    return [far_from_linear(gpt(seed, attention=kind)).eval() for seed, kind in enumerate(("sdpa", "manual"))]
-
-
-MODELS = models()
+MODELS = [restless(gpt(seed, attention=kind)) for seed, kind in enumerate(("sdpa", "manual"))]
 prompts_of_any_length = st.lists(st.lists(st.integers(0, V - 1), min_size=1, max_size=2 * CONTEXT), min_size=1, max_size=4)
 
 
@@ -53,6 +48,7 @@ def test_greedy_tokens_are_those_of_transformers(model):
             torch.tensor([prompt]), max_new_tokens=CONTEXT - 10, do_sample=False, pad_token_id=0, eos_token_id=None
         )
         assert row.tokens == expected[0].tolist()
+        assert len(set(row.history.new)) >= 5  # something to be wrong about
 
 
 @pytest.mark.parametrize("temperature", [0, 1.0])
@@ -71,7 +67,7 @@ def test_cache_pieces_guesses_and_batch_change_nothing(model, temperature, promp
 
 
 def test_without_room_for_a_second_token_the_window_is_the_last_one():
-    model = far_from_linear(gpt(context_length=1)).eval()
+    model = restless(gpt(context_length=1))
     common = {"max_new_tokens": 10, "end_of_text": None}
     assert texts(run(model, [[3], [4, 5]], **common)) == texts(run(model, [[3], [4, 5]], cache=False, **common))
 
@@ -84,7 +80,7 @@ def test_a_full_context_slides_to_its_last_half_or_stops():
         if n - start > CONTEXT:
             start = n - CONTEXT // 2
         assert tokens[n] == model(torch.tensor([tokens[start:n]]))[0, -1].argmax()
-    assert start > 0
+    assert start > 0 and len(set(row.history.new)) >= 8
 
     (stopped,) = run(model, [prompt], end_of_text=None, max_new_tokens=40, past_context="stop")
     assert stopped.finish == "context"
@@ -179,6 +175,20 @@ def test_looking_up_takes_fewer_steps_where_a_text_repeats_itself():
     model.fed.clear()
     run(model, [[1, 2, 3, 4, 1]], max_new_tokens=12)
     assert len(model.fed) == 12
+
+
+def test_what_is_looked_up_is_what_followed_most_recently_and_no_more_than_may_be_made():
+    model = Scripted([1, 2, 3, 1, 2, 4, 1, 2, 4, 5, 6])
+    (row,) = run(model, [[1, 2, 3, 1, 2, 4, 1]], max_new_tokens=3, lookup=4)
+    assert row.history.new == [2, 4, 5]
+    assert model.fed == [7, 2]  # 2 from the prompt; then 4 is guessed, rightly (3 followed earlier), and 5 comes with it
+
+
+@pytest.mark.parametrize("length", [1, 5, 6, 14])
+def test_a_prompt_is_read_in_pieces_of_the_size_that_was_asked_for(length):
+    model = Scripted(list(range(30)))
+    run(model, [list(range(length))], max_new_tokens=1, prefill_chunk=3)
+    assert model.fed == [3] * (length // 3) + [length % 3] * (length % 3 > 0)
 
 
 def test_logprobs_are_the_model_s_own_whatever_the_controls():

@@ -174,3 +174,62 @@ def test_change_is_one_override_more():
     assert (greedy.sampling.temperature, greedy.sampling.top_k, greedy.prompt) == (0.0, None, "a ${b}")
     with pytest.raises(ConfigError, match="did you mean sampling.top_k"):
         change("generate", config, "sampling.topk=3")
+
+
+def test_settings_of_generation_reach_the_model(made, tmp_path, monkeypatch):
+    """Which of them change nothing in a text is told elsewhere: here, that each arrives."""
+    from gpt2x.generation import run as module
+
+    told, batches = {}, []
+
+    class Spy(module.TextGenerator):
+        def __init__(self, model, tokenizer, **settings):
+            super().__init__(model, tokenizer, **settings)
+            told.update(settings)
+
+        def generate(self, prompts, **settings):
+            batches.append(len(prompts))
+            return super().generate(prompts, **settings)
+
+    prepared = []
+    monkeypatch.setattr(module, "TextGenerator", Spy)
+    monkeypatch.setattr(module, "prepare", lambda model, **settings: prepared.append(settings) or model)
+    (tmp_path / "p.txt").write_text("a\nb\nc\nd\ne\n")
+    settings = {"cache": True, "past_context": "stop", "prefill_chunk": 3, "lookup": 2}
+    made("prompt_file=p.txt", "generation.batch_size=2", *(f"generation.{name}={value}" for name, value in settings.items()))
+    assert told == settings and batches == [2, 2, 1]
+    made("prompt_file=p.txt", "generation.batch_size=4", "generation.weights=int8", "sampling.samples=2")
+    assert batches[3:] == [2, 2, 1]
+    made("prompt=a", "device.precision=bf16")
+    assert [(p["weights"], p["precision"]) for p in prepared] == [("fp32", "fp32"), ("int8", "fp32"), ("fp32", "bf16")]
+
+
+def test_a_prompt_that_does_not_fit_is_named_before_anything_is_made(run, tmp_path, capsys):
+    (tmp_path / "p.txt").write_text("short\n" + "long " * 50 + "\n")
+    output = tmp_path / "o.txt"
+    arguments = [f"checkpoint={run}", f"prompt_file={tmp_path / 'p.txt'}", f"output={output}", "generation.past_context=stop"]
+    assert generate([*arguments, f"paths.cache={tmp_path}"]) == 1
+    assert "prompt 2: a prompt of " in capsys.readouterr().err
+    assert not output.exists() and not Path(f"{output}.partial").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["output=."], "this is a folder"),
+        (["output=/dev/null"], "this is no ordinary file"),
+        (["prompt_file=p.txt", "output=./p.txt"], "this is prompt_file"),
+        (["generation.cache=false", "generation.prefill_chunk=2"], "with generation.cache=false"),
+        (["sampling=beam", "generation.lookup=2"], "beam search keeps several"),
+        (["sampling=beam", "sampling.stop=[a]"], "beam search compares whole ones"),
+        (["sampling=beam", "sampling.length_penalty=1000"], "at most 10"),
+        (["-m", "seed=1,2", "output=o.txt"], "several runs would write this one file"),
+        (["-m", "seed=1,2", "interactive=true"], "one session at a time"),
+    ],
+)
+def test_what_cannot_be_is_refused(arguments, problem, run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "p.txt").write_text("a\n")
+    assert generate([f"checkpoint={run}", *arguments]) != 0
+    assert problem in capsys.readouterr().err
+    assert (tmp_path / "p.txt").read_text() == "a\n"

@@ -96,14 +96,23 @@ def test_logprobs_are_of_the_tokens_that_are_returned():
     assert all(len(entry.top) == 2 and entry.logprob <= entry.top[0][1] <= 0 for entry in done.logprobs)
 
 
-def test_beam_search_gives_the_best_first_and_stops_at_stop_strings():
+def test_beam_search_gives_the_best_first():
     generator, search = make(CHAR), {"temperature": 0, "beams": 4, "samples": 3}
     done = heard(generator, ["a", "b"], sampling(**search))
     assert [(c.prompt, c.sample) for c in done] == [(prompt, n) for prompt in "ab" for n in range(3)]
     assert done[0].score >= done[1].score >= done[2].score
-    stop = done[0].text[4:6]
-    stopped = heard(generator, ["a"], sampling(stop=[stop], **search))[0]
-    assert stopped.finish == "stop" and stopped.text == done[0].text[: done[0].text.index(stop)]
+    assert heard(generator, ["a"], sampling(length_penalty=3.0, **search))[0].score > 10 * done[0].score  # nearer to 0
+
+
+def test_what_the_generator_is_told_reaches_the_loop(monkeypatch):
+    told = {}
+    monkeypatch.setattr(module, "decode", lambda *args, **kwargs: told.update(kwargs) or iter(()))
+    given = {"cache": False, "past_context": "stop", "prefill_chunk": 7, "lookup": 3}
+    make(CHAR, **given).generate([], sampling=sampling(), seed=1)
+    assert told == {}
+    make(CHAR, **given).generate(["a", "b"], sampling=sampling(samples=2, top_logprobs=5), seed=[4, 5])
+    expected = given | {"seed": [4, 5], "samples": 2, "top_logprobs": 5, "max_new_tokens": 12, "end_of_text": None}
+    assert told.items() >= expected.items()
 
 
 @pytest.mark.parametrize("after", [0, 3])

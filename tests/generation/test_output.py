@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from types import SimpleNamespace
 
 import pytest
 
 from gpt2x.errors import UserError
+from gpt2x.generation.generator import Completion
 from gpt2x.generation.output import JsonLinesOutput, TextOutput, opened, write_to_stdout
 from gpt2x.generation.prompts import Prompt
 
 
-def completion(text: str, sample: int = 0, **more) -> SimpleNamespace:
-    return SimpleNamespace(text=text, tokens=[1, 2], finish="length", sample=sample, **more)
+def completion(text: str, sample: int = 0, **more) -> Completion:
+    return Completion(prompt="", text=text, tokens=[1, 2], finish="length", sample=sample, **more)
 
 
 @pytest.fixture
