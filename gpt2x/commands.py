@@ -57,6 +57,11 @@ generate = Command(
         "sampling.max_new_tokens",
         "sampling.temperature",
         "sampling.top_k",
+        "sampling.top_p",
+        "sampling.samples",
+        "sampling.stop",
+        "sampling.top_logprobs",
+        "generation.weights",
         "device.threads",
     ),
     examples=(

@@ -71,6 +71,8 @@ def check_available(config: Any) -> None:
                 part.check_available()
             except ConfigError as error:
                 raise error.within(field.name) from None
+    if hasattr(config, "check_available"):
+        config.check_available()
 
 
 def settings(schema: type, data: Any = None, prefix: str = "") -> Iterator[Setting]:

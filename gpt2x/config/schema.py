@@ -127,6 +127,12 @@ class TrainedModelConfig:
         if self.which not in ("best", "last") and not self.which.isdecimal():
             raise ConfigError("which", self.which, "expected best, last, or a step's number")
 
+    def check_available(self) -> None:
+        """Told before torch is imported, which takes seconds."""
+        if not os.path.isfile(os.path.join(self.checkpoint, "config.yaml")):
+            problem = "not the folder of a run (it has no config.yaml)"
+            raise ConfigError("checkpoint", self.checkpoint, problem, "runs lie under outputs/runs")
+
 
 @dataclass(kw_only=True)
 class GenerateConfig(TrainedModelConfig):

@@ -33,7 +33,7 @@ class SamplingConfig:
     no_repeat_ngram: int | None = option(None, "as many tokens in a row never come twice, the prompt included", minimum=1)
     banned: list[str] = option([], 'tokens that are never chosen, such as [" the", id:262]')
     temperature: float = option(
-        1.0, "divides the logits; 0 takes the likeliest token (greedy), whatever the four settings below", minimum=0
+        1.0, "divides the logits; 0 takes the likeliest token (greedy), whatever top_k, top_p, min_p and typical_p", minimum=0
     )
     top_k: int | None = option(None, "sample only among the k likeliest tokens; null: among all", minimum=1)
     top_p: float | None = option(
@@ -106,7 +106,7 @@ class WeightsConfig:
 class GenerationConfig(WeightsConfig):
     """How texts are computed; `weights` and `past_context` can change what they are, the others only how fast they come."""
 
-    batch_size: int = option(8, "texts that are made at the same time; all samples of a prompt are, however many", minimum=1)
+    batch_size: int = option(8, "texts that are made at the same time", minimum=1)
     cache: bool = option(True, "keep keys and values; false: compute the whole text anew for each token")
     past_context: str = option(
         "slide",

@@ -67,7 +67,7 @@ def decode(
     controls: Controls,
     max_new_tokens: int,
     seed: int | Sequence[int] = 0,
-    samples: int = 1,
+    samples: range = range(1),
     end_of_text: int | None = None,
     top_logprobs: int | None = None,
     cache: bool = True,
@@ -75,10 +75,11 @@ def decode(
     prefill_chunk: int | None = None,
     lookup: int = 0,
 ) -> Iterator[list[Row]]:
-    """Continue `prompts`, each of at least one token, `samples` times each; yields after every step the rows that grew
-    or ended. Whoever receives a row may set its `finish`, which ends it.
+    """Continue `prompts`, each of at least one token; yields after every step the rows that grew or ended. Whoever
+    receives a row may set its `finish`, which ends it.
 
     seed            one for all prompts, or one for each
+    samples         the numbers of the texts to make of each prompt, each with random numbers of its own
     end_of_text     ends a row; None: nothing does
     top_logprobs    record log-probabilities: of each chosen token, and of so many likeliest ones; None: none
     cache           keep keys and values; False computes every text anew for every token, with the same result
@@ -94,10 +95,10 @@ def decode(
     rows = [
         Row(index, sample, History(list(prompt), []), np.random.default_rng([row_seed, sample]))
         for index, (prompt, row_seed) in enumerate(zip(prompts, seeds, strict=True))
-        for sample in range(samples)
+        for sample in samples
     ]
     reader = Reader(model, max(map(len, prompts)) + max_new_tokens, cache, prefill_chunk)
-    logits_BTV = reader.start(rows, samples)
+    logits_BTV = reader.start(rows, len(samples))
     guesses: list[list[int]] = [[] for _ in rows]
     while True:
         agreeing = list(range(len(rows)))  # those whose guesses have all come true so far

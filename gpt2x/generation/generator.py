@@ -105,10 +105,12 @@ class TextGenerator:
         *,
         sampling: SamplingConfig,
         seed: int | Sequence[int],
+        samples: range | None = None,
         on_text: Callable[[int, str], None] | None = None,
     ) -> list[Completion]:
         """The completions of all prompts, `sampling.samples` of each, one prompt's after another's.
 
+        `samples` says which of the samples to make, where not all of them are to be made at once.
         `seed` is one for all prompts or one for each: the same prompt and seed give the same text in any company.
         `on_text(index, text)` is told each new piece of completion `index`, whole characters only, as it is made (beam
         search makes it all at the end). Raises UserError for a prompt that cannot be encoded or does not fit.
@@ -120,8 +122,8 @@ class TextGenerator:
         on_text = on_text or (lambda index, text: None)
         if sampling.beams > 1:
             return self._search(prompts, encoded, controls, sampling, on_text)
-        n, stop = sampling.samples, _unescaped(sampling.stop)
-        making = [_Making(prompt, sample, TextStream(self.tokenizer, stop)) for prompt in prompts for sample in range(n)]
+        samples, stop = samples or range(sampling.samples), _unescaped(sampling.stop)
+        making = [_Making(prompt, sample, TextStream(self.tokenizer, stop)) for prompt in prompts for sample in samples]
         try:
             for rows in decode(
                 self.model,
@@ -129,14 +131,14 @@ class TextGenerator:
                 controls=controls,
                 max_new_tokens=sampling.max_new_tokens,
                 seed=seed,
-                samples=n,
+                samples=samples,
                 end_of_text=self.tokenizer.end_of_text if sampling.stop_at_end_of_text else None,
                 top_logprobs=sampling.top_logprobs,
                 lookup=self.lookup,
                 **self.reading,
             ):
                 for row in rows:
-                    index = row.prompt_index * n + row.sample
+                    index = row.prompt_index * len(samples) + samples.index(row.sample)
                     if piece := making[index].take(row):
                         on_text(index, piece)
         except KeyboardInterrupt:

@@ -7,7 +7,6 @@ completion as soon as there is one, and stays there if the program is interrupte
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import os
 import sys
@@ -28,7 +27,12 @@ _SIGNS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} 
 
 def write_to_stdout(text: str) -> None:
     """Print `text` at once; on a terminal its control characters become visible signs."""
-    print(text.translate(_SIGNS) if sys.stdout.isatty() else text, end="", flush=True)
+    try:
+        print(text.translate(_SIGNS) if sys.stdout.isatty() else text, end="", flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise UserError(f"the standard output cannot be written ({error.strerror})") from None
 
 
 @contextlib.contextmanager
@@ -42,6 +46,8 @@ def opened(path: str | None) -> Iterator[Callable[[str], None]]:
         yield write_to_stdout
         return
     target = Path(path)
+    if target.is_symlink():
+        target = target.resolve()
     if not target.name or target.is_dir():
         raise UserError(f"output={path}: this is a folder; name a file in it")
     if target.exists() and not target.is_file():
@@ -99,6 +105,8 @@ class TextOutput:
             self._write("\n")
             return
         sample = f", sample {completion.sample + 1}" if self._samples > 1 else ""
+        if completion.finish == "interrupted":
+            sample += ", interrupted"
         blank = "\n" if self._begun else ""
         self._begun = True
         self._write(f"{blank}=== {prompt.id}{sample} ===\n{prompt.text}{completion.text}\n")
@@ -117,11 +125,13 @@ class JsonLinesOutput:
     text, tokens       the continuation, and the ids it was made of
     finish             why it ended: length, stop, end_of_text, context or interrupted
     score              of beam search: log-probability / length ** length_penalty
-    logprobs           if asked for: for each token its id, its log-probability and the likeliest ones ("top")
+    logprobs           if asked for: each token's id, text and log-probability in the model's own distribution, before any
+                       control, and the same of the likeliest ones ("top")
     """
 
-    def __init__(self, write: Callable[[str], None], *, logprobs: bool = False):
-        self._write, self._logprobs = write, logprobs
+    def __init__(self, write: Callable[[str], None], *, token_text: Callable[[int], str] | None = None):
+        """`token_text` gives the text of a token, where log-probabilities are asked for."""
+        self._write, self._token_text = write, token_text
 
     def on_text(self, prompts: list[Prompt]) -> None:
         """Nothing is written before a completion is done."""
@@ -139,6 +149,14 @@ class JsonLinesOutput:
         }
         if completion.score is not None:
             record["score"] = completion.score
-        if self._logprobs:
-            record["logprobs"] = [dataclasses.asdict(entry) for entry in completion.logprobs]
+        if self._token_text is not None:
+            record["logprobs"] = [
+                {
+                    "token": entry.token,
+                    "text": self._token_text(entry.token),
+                    "logprob": entry.logprob,
+                    "top": [{"token": token, "text": self._token_text(token), "logprob": p} for token, p in entry.top],
+                }
+                for entry in completion.logprobs
+            ]
         self._write(json.dumps(record, ensure_ascii=False) + "\n")

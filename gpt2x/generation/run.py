@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 
 from gpt2x.config.compose import CONFIG_DIR, change
@@ -39,18 +40,33 @@ def generate(config: GenerateConfig) -> None:
         if config.format == "text":
             output = TextOutput(write, prompts=len(prompts), samples=sampling.samples)
         else:
-            output = JsonLinesOutput(write, logprobs=sampling.top_logprobs is not None)
-        n = max(1, config.generation.batch_size // sampling.samples)  # prompts at a time
+            wanted = sampling.top_logprobs is not None
+            output = JsonLinesOutput(write, token_text=(lambda token: generator.tokenizer.decode([token])) if wanted else None)
         with computing:
-            for batch in (prompts[i : i + n] for i in range(0, len(prompts), n)):
+            for batch, samples in _batches(prompts, sampling, config.generation.batch_size):
                 seeds = [config.seed if prompt.seed is None else prompt.seed for prompt in batch]
-                texts = [prompt.text for prompt in batch]
-                completions = generator.generate(texts, sampling=sampling, seed=seeds, on_text=output.on_text(batch))
+                completions = generator.generate(
+                    [prompt.text for prompt in batch],
+                    sampling=sampling,
+                    seed=seeds,
+                    samples=samples,
+                    on_text=output.on_text(batch),
+                )
                 for index, completion in enumerate(completions):
-                    of = index // sampling.samples
-                    output.add(batch[of], completion, seeds[of])
+                    if completion.tokens or completion.finish != "interrupted":
+                        output.add(batch[index // len(samples)], completion, seeds[index // len(samples)])
                 if any(completion.finish == "interrupted" for completion in completions):
                     raise KeyboardInterrupt
+
+
+def _batches(prompts: list[Prompt], sampling: SamplingConfig, size: int) -> Iterator[tuple[list[Prompt], range]]:
+    """Prompts, and which of their samples to make: about `size` texts at a time. One beam search makes all its samples."""
+    each = range(sampling.samples)
+    n = max(1, size // len(each))
+    for i in range(0, len(prompts), n):
+        step = len(each) if sampling.beams > 1 else size
+        for start in range(0, len(each), step):
+            yield prompts[i : i + n], each[start : start + step]
 
 
 @contextlib.contextmanager

@@ -157,7 +157,7 @@ class _NoCopy(nn.Module):
     """The C structures of a prepared module hold addresses, which a copy would share and a move would leave behind."""
 
     def __reduce_ex__(self, protocol):
-        raise TypeError("a prepared model cannot be copied or pickled: prepare a copy instead")
+        raise TypeError("a prepared model cannot be copied: prepare a copy instead")
 
 
 class _KernelBlock(_NoCopy):

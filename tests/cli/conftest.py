@@ -12,6 +12,7 @@ import pytest
 
 from gpt2x import commands
 from gpt2x.config.compose import to_yaml
+from gpt2x.config.schema import TrainedModelConfig
 
 
 @dataclass
@@ -49,6 +50,7 @@ def fake(monkeypatch, tmp_path):
         module = ModuleType(f"gpt2x.{name}.run")
         setattr(module, function, getattr(fake, function))
         monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(TrainedModelConfig, "check_available", lambda self: None)  # no run is needed
     return fake
 
 

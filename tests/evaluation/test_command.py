@@ -184,7 +184,7 @@ def test_the_layers_prepared_for_this_processor(measure, weights):
         (["generation.weights=int8", "device.precision=bf16"], 2, "generation.weights=int8: device.precision=bf16 keeps"),
         (["output=run"], 2, "output=run: is a folder"),
         (["output=text.txt/x.json"], 1, "output=text.txt/x.json: cannot be written"),
-        (["checkpoint=nowhere"], 1, "checkpoint=nowhere: not the folder of a run"),
+        (["checkpoint=nowhere"], 2, "checkpoint=nowhere: not the folder of a run"),
         (["which=3"], 1, "step 3"),
     ],
 )

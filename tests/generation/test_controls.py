@@ -580,7 +580,7 @@ def test_a_setting_that_names_no_token_is_refused_by_name(setting, message):
         ({"top_p": 1.1}, "top_p=1.1: must be above 0 and at most 1"),
         ({"min_p": 0}, "min_p=0: must be above 0 and at most 1"),
         ({"typical_p": 2}, "typical_p=2: must be above 0 and at most 1"),
-        ({"repetition_penalty": 0}, "repetition_penalty=0: must be above 0"),
+        ({"repetition_penalty": 0}, "repetition_penalty=0: must be at least 0.01"),
         ({"no_repeat_ngram": 0}, "no_repeat_ngram=0: must be at least 1"),
         ({"logit_bias": {"a": "b"}}, "expected a number for 'a', not b"),
         ({"stop": ["\n", ""]}, "an empty string is everywhere"),

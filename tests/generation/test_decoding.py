@@ -116,12 +116,13 @@ def test_with_the_kernel_the_logits_of_a_row_have_the_same_bits_in_any_batch(tmp
 
 def test_samples_are_different_repeatable_and_independent_of_how_many_there_are():
     model, sampled = MODELS[0], {"controls": Controls(temperature=1.0), "end_of_text": None}
-    five = texts(run(model, [[1, 2], [3]], samples=5, seed=3, **sampled))
-    assert five == texts(run(model, [[1, 2], [3]], samples=5, seed=3, **sampled))
+    five = texts(run(model, [[1, 2], [3]], samples=range(5), seed=3, **sampled))
+    assert five == texts(run(model, [[1, 2], [3]], samples=range(5), seed=3, **sampled))
     assert len({tuple(tokens) for tokens, _ in five}) == 10
-    two = texts(run(model, [[1, 2], [3]], samples=2, seed=3, **sampled))
+    two = texts(run(model, [[1, 2], [3]], samples=range(2), seed=3, **sampled))
     assert two == five[:2] + five[5:7]
-    assert texts(run(model, [[1, 2], [3]], samples=5, seed=4, **sampled)) != five
+    assert texts(run(model, [[1, 2], [3]], samples=range(3, 5), seed=3, **sampled)) == five[3:5] + five[8:10]
+    assert texts(run(model, [[1, 2], [3]], samples=range(5), seed=4, **sampled)) != five
 
 
 def test_each_prompt_may_have_its_own_seed():

@@ -200,8 +200,15 @@ def test_settings_of_generation_reach_the_model(made, tmp_path, monkeypatch):
     assert told == settings and batches == [2, 2, 1]
     made("prompt_file=p.txt", "generation.batch_size=4", "generation.weights=int8", "sampling.samples=2")
     assert batches[3:] == [2, 2, 1]
+    made("prompt_file=p.txt", "generation.batch_size=2", "sampling.samples=5")
+    assert batches[6:] == [1] * 15  # five prompts, each with samples 0-1, 2-3 and 4
     made("prompt=a", "device.precision=bf16")
-    assert [(p["weights"], p["precision"]) for p in prepared] == [("fp32", "fp32"), ("int8", "fp32"), ("fp32", "bf16")]
+    assert [(p["weights"], p["precision"]) for p in prepared] == [
+        ("fp32", "fp32"),
+        ("int8", "fp32"),
+        ("fp32", "fp32"),
+        ("fp32", "bf16"),
+    ]
 
 
 def test_a_prompt_that_does_not_fit_is_named_before_anything_is_made(run, tmp_path, capsys):

@@ -64,14 +64,12 @@ def test_json_lines(written):
     output = JsonLinesOutput(written.append)
     assert output.on_text([Prompt("a")]) is None
     output.add(Prompt("a", "x", 9), made, 9)
-    JsonLinesOutput(written.append, logprobs=True).add(Prompt("a", "x", 9), made, 9)
+    JsonLinesOutput(written.append, token_text=lambda token: f"<{token}>").add(Prompt("a", "x", 9), made, 9)
     assert [line.count("\n") for line in written] == [1, 1]  # and the one in the text is escaped
     plain, full = map(json.loads, written)
     assert plain == dict(id="x", prompt="a", seed=9, sample=3, text="é\n", tokens=[1, 2], finish="length")
-    top = [[1, -0.5], [2, -1.0]]
-    assert full == plain | {
-        "logprobs": [dict(token=1, logprob=-0.5, top=top), dict(token=2, logprob=-1.0, top=[])],
-    }
+    one, two = (dict(token=n, text=f"<{n}>", logprob=-0.5 * n) for n in (1, 2))
+    assert full == plain | {"logprobs": [one | {"top": [one, two]}, two | {"top": []}]}
     assert "é" in written[0]
 
 
