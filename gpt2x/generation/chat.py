@@ -141,8 +141,10 @@ class _Chat:
         if name == "set":
             self.set(*_first_word(value))
         elif name == "sampling":
-            self.sampling = self.change(self.sampling, f"sampling={value}")
-            self.show_settings()
+            before = self.sampling
+            self.sampling = self.change(before, f"sampling={value}")
+            changed = [name for name in self.settings if getattr(before, name) != getattr(self.sampling, name)]
+            self.show_settings(changed or None)
         elif name == "settings":
             self.show_settings()
         elif name == "seed":
