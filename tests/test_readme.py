@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 import shlex
 import sys
@@ -68,6 +69,10 @@ def test_a_command_of_the_readme(line, finished_run, tmp_path, monkeypatch, caps
     output = capsys.readouterr().out
     if "output=texts.jsonl" in arguments:
         assert len((tmp_path / "texts.jsonl").read_text().splitlines()) == 2
+    elif "format=jsonl" in arguments:
+        assert len(json.loads(output)["logprobs"]) == 5
+    elif "sampling.samples=3" in arguments:
+        assert output.count("\nOnce") == 3
     elif command == "gpt2x-generate":
         assert output.startswith(("Once", "The old man"))
     elif command == "gpt2x-evaluate":

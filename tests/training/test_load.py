@@ -103,5 +103,5 @@ def test_an_unknown_character_is_named(small_run, tmp_path, capsys):
 
 
 def test_generate_says_what_is_wrong_with_its_checkpoint(tmp_path, capsys):
-    assert generate([f"checkpoint={tmp_path / 'nowhere'}"]) == 1
+    assert generate([f"checkpoint={tmp_path / 'nowhere'}"]) == 2
     assert "nowhere" in capsys.readouterr().err
