@@ -3,14 +3,38 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
+from hypothesis import settings as hypothesis_settings
 
 from gpt2x.config.schema import GROUPS, PathsConfig, TrainConfig
 from gpt2x.training.config import TrainerConfig
 
 TEXT = (Path(__file__).parent.parent / "gpt2x" / "data" / "storybook.txt").read_text()[:12_000]
+
+
+# A shell that starts pytest in the background makes it ignore Ctrl-C, and what the tests start would inherit that.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+hypothesis_settings.register_profile("no deadline", deadline=None)  # other work may hold a core
+hypothesis_settings.load_profile("no deadline")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread(request):
+    """One thread where models are so small that several only wait for each other."""
+    if request.path.parent.name not in {"evaluation", "generation", "interop", "model", "task"}:
+        yield
+        return
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)
