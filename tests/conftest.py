@@ -58,6 +58,19 @@ def mirror() -> Path:
     return Path(folder)
 
 
+@pytest.fixture(scope="session")
+def kernels(tmp_path_factory) -> Path:
+    """A cache folder that holds the compiled kernel; the test is skipped where it cannot be compiled."""
+    from gpt2x.model.prepared import KernelError, compiled
+
+    folder = tmp_path_factory.mktemp("cache")
+    try:
+        compiled(folder)
+    except KernelError as error:
+        pytest.skip(f"this machine cannot compile the kernel: {error}")
+    return folder
+
+
 @pytest.fixture
 def small_run(tmp_path):
     """Make the configuration of a run that takes a second or two: `small_run(**{"trainer.max_steps": 5})`."""

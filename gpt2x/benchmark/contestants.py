@@ -45,7 +45,7 @@ class Contestant:
 
 
 def _ours(job: dict[str, Any], *, weights: str | None, precision: str = "fp32") -> tuple[Generate, dict[str, Any]]:
-    """gpt2x as gpt2x-generate runs it; `weights` None leaves the linear layers to torch."""
+    """gpt2x as gpt2x-generate runs it; `weights` None leaves everything to torch."""
     import torch
 
     from gpt2x.generation.controls import Controls
@@ -185,7 +185,7 @@ CONTESTANTS: dict[str, Contestant] = {
         Contestant("gpt2x-eager", functools.partial(_ours, weights=None), 4),
         Contestant("gpt2x-fp32", functools.partial(_ours, weights="fp32"), 4),
         Contestant("gpt2x-bf16", functools.partial(_ours, weights="bf16"), 2),
-        Contestant("gpt2x-bf16-compute", functools.partial(_ours, weights="bf16", precision="bf16"), 2),
+        Contestant("gpt2x-bf16-compute", functools.partial(_ours, weights="fp32", precision="bf16"), 2),
         Contestant("gpt2x-int8", functools.partial(_ours, weights="int8"), 1),
         Contestant("transformers-fp32", functools.partial(_transformers, dtype="float32"), 4, ("transformers",)),
         Contestant("transformers-bf16", functools.partial(_transformers, dtype="bfloat16"), 2, ("transformers",)),

@@ -49,11 +49,17 @@ GROUPS: dict[str, tuple[type, ...]] = {
 
 
 @dataclass(kw_only=True)
-class PathsConfig:
+class CachePathsConfig:
     """Where things are kept; relative paths start at the current folder."""
 
     outputs: str = option("outputs", "runs, sweeps and wandb files", verbatim=True)
     cache: str = option("${paths.outputs}/cache", "downloads and tokenized corpora", verbatim=True)
+
+
+@dataclass(kw_only=True)
+class PathsConfig(CachePathsConfig):
+    """The same, and where data may be found."""
+
     mirror: str | None = option(
         "${oc.env:GPT2X_MIRROR,null}", "a folder searched for files before the network is", verbatim=True
     )
@@ -112,7 +118,7 @@ class TrainedModelConfig:
     checkpoint: str = option(help="a run's folder", verbatim=True)
     which: str = option("best", "which of the run's checkpoints: best, last, or a step's number")
     generation: WeightsConfig = field(default_factory=WeightsConfig)
-    paths: PathsConfig = field(default_factory=PathsConfig)
+    paths: CachePathsConfig = field(default_factory=CachePathsConfig)
     device: Any = None
 
     def check(self) -> None:
@@ -189,6 +195,7 @@ class EvaluateConfig(TrainedModelConfig):
 
     split: str = option("val", "which part of the text to evaluate on", choices=SPLITS)
     output: str | None = option(None, "a JSON file to write the result to; null: it is only printed", verbatim=True)
+    paths: PathsConfig = field(default_factory=PathsConfig)
     evaluation: Any = None
     data: Any | None = None  # null: the run's own
 
@@ -214,7 +221,7 @@ class BenchmarkConfig:
         verbatim=True,
     )
     seed: int = option(1, "of the random weights and prompts", minimum=0, maximum=2**32 - 1)
-    paths: PathsConfig = field(default_factory=PathsConfig)
+    paths: CachePathsConfig = field(default_factory=CachePathsConfig)
     suite: Any = None
     model: Any = None
     device: Any = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 from pathlib import Path
@@ -16,6 +15,7 @@ from gpt2x.data.text import TextCorpus
 from gpt2x.errors import UserError
 from gpt2x.files import write_atomic
 from gpt2x.model.gpt import GPT
+from gpt2x.model.prepared import ready
 from gpt2x.training.load import LoadedRun, load_run
 from gpt2x.training.run_folder import versions
 
@@ -32,13 +32,11 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         raise ConfigError("output", config.output, "is a folder", "name a file in it")
     device = instantiate(config.device)
     run = load_run(config.checkpoint, config.which)
-    model, autocast = run.model.to(device.torch_device), device.autocast
     weights, precision = config.generation.weights, config.device.precision
-    if config.device.type == "cpu" and (weights, precision) != ("fp32", "fp32"):
-        from gpt2x.model.prepared import prepare
-
-        model = prepare(model, weights=weights, precision=precision, cache=Path(config.paths.cache))
-        autocast = contextlib.nullcontext  # its layers see to the precision
+    if (weights, precision) == ("fp32", "fp32"):  # as in training, so that the numbers are the same
+        model, autocast = run.model.to(device.torch_device), device.autocast
+    else:
+        model, autocast = ready(run.model, device, weights=weights, cache=config.paths.cache)
 
     def reference() -> GPT:
         return load_run(config.checkpoint, str(run.checkpoint.step)).model.to(device.torch_device)

@@ -45,10 +45,8 @@ def beam_search(
     log-probabilities; nothing is drawn.
     """
     rows = [Row(0, beam, History(list(prompt), [])) for beam in range(beams)]
-    if past_context == "stop" and len(prompt) > model.context_length:
-        raise ValueError(f"a prompt of {len(prompt)} tokens does not fit the context of {model.context_length}")
-    reader = Reader(model, len(prompt) + max_new_tokens, cache, prefill_chunk)
-    logits_BV = reader.start(rows, beams)[:, 0]
+    reader = Reader(model, cache=cache, past_context=past_context, prefill_chunk=prefill_chunk)
+    logits_BV = reader.start(rows, beams, max_new_tokens)[:, 0]
     sums = torch.full((beams, 1), -torch.inf, dtype=torch.float64)
     sums[0] = 0  # at first all beams are the same text: only one of them may be extended
     ended: list[Hypothesis] = []
@@ -74,7 +72,7 @@ def beam_search(
                 going_on_sums.append(total)
         ended = sorted(ended, key=lambda hypothesis: -hypothesis.score)[:beams]
         rows, sums = going_on, torch.tensor(going_on_sums, dtype=torch.float64)[:, None]
-        full = past_context == "stop" and bool(rows) and rows[0].length > model.context_length
+        full = bool(rows) and reader.stops(rows[0])
         if length == max_new_tokens or full:
             finish = "length" if length == max_new_tokens else "context"
             ended += [Hypothesis(r.history.new, finish, s / length**length_penalty) for r, s in zip(rows, going_on_sums)]

@@ -106,7 +106,7 @@ class WeightsConfig:
 class GenerationConfig(WeightsConfig):
     """How texts are computed; `weights` and `past_context` can change what they are, the others only how fast they come."""
 
-    batch_size: int = option(8, "texts that are made at the same time", minimum=1)
+    batch_size: int = option(8, "texts that are made at the same time; beam search takes one prompt at a time", minimum=1)
     cache: bool = option(True, "keep keys and values; false: compute the whole text anew for each token")
     past_context: str = option(
         "slide",

@@ -166,6 +166,9 @@ def _keep(logits: Tensor, kept: Tensor) -> Tensor:
 
 def _largest(values: Tensor, nth: Tensor, n: int | Tensor) -> Tensor:
     """Where the n largest of each row are, `nth` (..., 1) the last of them; of equal ones those with the lower id."""
+    at_least = values >= nth
+    if bool((at_least.count_nonzero(-1)[..., None] == n).all()):  # no equal ones to leave out: the common case, and faster
+        return at_least
     above, equal = values > nth, values == nth
     return above | (equal & (equal.cumsum(-1) <= n - above.sum(-1, keepdim=True)))
 
@@ -310,14 +313,10 @@ class Controls:
         Top-k is first here: dividing by the temperature keeps the order, and leaves the same k. What follows has
         then k tokens to look at instead of V.
         """
-        size = logits_V.shape[-1]
-        if self.top_k is None or self.top_k >= size:
-            ids = torch.arange(size)
-        else:
-            values, ids = logits_V.topk(self.top_k)
-            if (logits_V >= values[-1]).count_nonzero() > self.top_k:  # ties with the last: topk takes any of them
-                ids = _largest(logits_V, values[-1:], self.top_k).nonzero()[:, 0]
-            ids = ids.sort().values
+        ids = torch.arange(logits_V.shape[-1])
+        if self.top_k is not None:
+            logits_V = keep_top_k(logits_V, self.top_k)
+            ids = (logits_V > float("-inf")).nonzero()[:, 0]
             logits_V = logits_V[ids]
         logits_V = scale(logits_V, self.temperature)
         if self.top_p is not None:

@@ -89,16 +89,14 @@ def decode(
                     the guesses that come true (Saxena 2023, "prompt lookup decoding"). The text stays the same: each
                     token is chosen as it would be without, from the same logits and the same random number.
     """
-    if past_context == "stop" and max(map(len, prompts)) > model.context_length:
-        raise ValueError(f"a prompt of {max(map(len, prompts))} tokens does not fit the context of {model.context_length}")
     seeds = [seed] * len(prompts) if isinstance(seed, int) else seed
     rows = [
         Row(index, sample, History(list(prompt), []), np.random.default_rng([row_seed, sample]))
         for index, (prompt, row_seed) in enumerate(zip(prompts, seeds, strict=True))
         for sample in samples
     ]
-    reader = Reader(model, max(map(len, prompts)) + max_new_tokens, cache, prefill_chunk)
-    logits_BTV = reader.start(rows, len(samples))
+    reader = Reader(model, cache=cache, past_context=past_context, prefill_chunk=prefill_chunk)
+    logits_BTV = reader.start(rows, len(samples), max_new_tokens)
     guesses: list[list[int]] = [[] for _ in rows]
     while True:
         agreeing = list(range(len(rows)))  # those whose guesses have all come true so far
@@ -109,7 +107,7 @@ def decode(
             if not agreeing:
                 break
         for row in rows:
-            if past_context == "stop" and row.length > model.context_length and not row.finish:
+            if not row.finish and reader.stops(row):
                 row.finish = "context"
         yield rows
         unfinished = [b for b, row in enumerate(rows) if not row.finish]
@@ -118,7 +116,10 @@ def decode(
         if len(unfinished) < len(rows):
             rows = [rows[b] for b in unfinished]
             reader.keep(unfinished)
-        guesses = [_look_up(row.tokens, min(lookup, max_new_tokens - len(row.history.new) - 1)) for row in rows]
+        if lookup:
+            guesses = [_look_up(row.tokens, min(lookup, max_new_tokens - len(row.history.new) - 1)) for row in rows]
+        else:
+            guesses = [[] for _ in rows]
         logits_BTV = reader.read(rows, guesses)
 
 
@@ -160,14 +161,25 @@ def _look_up(tokens: list[int], n: int) -> list[int]:
 class Reader:
     """The model and what it has seen of each row: feeds it the rest, returns the logits that are asked for."""
 
-    def __init__(self, model: GPT, capacity: int, cached: bool, chunk: int | None):
-        self.model, self.capacity, self.cached, self.chunk = model, capacity, cached, chunk
+    def __init__(self, model: GPT, *, cache: bool, past_context: str, prefill_chunk: int | None):
+        self.model, self.cached, self.past_context, self.chunk = model, cache, past_context, prefill_chunk
         self.cache: KVCache | None = None
 
-    def start(self, rows: list[Row], samples: int) -> Tensor:
-        """Logits (B, 1, V) that follow the prompts; the `samples` rows of each prompt are computed once."""
+    def stops(self, row: Row) -> bool:
+        """Whether the context holds no more of the row, and the row is to end there."""
+        return self.past_context == "stop" and row.length > self.model.context_length
+
+    def start(self, rows: list[Row], samples: int, max_new_tokens: int) -> Tensor:
+        """Logits (B, 1, V) that follow the prompts; the `samples` rows of each prompt are computed once.
+
+        Raises ValueError for a prompt that is longer than the context, if past_context is "stop".
+        """
+        context = self.model.context_length
+        if full := [row for row in rows if self.stops(row)]:
+            raise ValueError(f"a prompt of {full[0].length} tokens does not fit the context of {context}")
+        self.capacity = min(context, max(row.length for row in rows) + max_new_tokens)
         for row in rows:
-            row.start = max(0, row.length - self.model.context_length)
+            row.start = max(0, row.length - context)
         if not self.cached:
             return self.read(rows, [[] for _ in rows])
         windows = [row.tokens[row.start :] for row in rows[::samples]]
@@ -193,7 +205,7 @@ class Reader:
                 row.start += row.length - max(1, context // 2)
                 if self.cache is not None:
                     self._fill(self.cache.row(b), [row.tokens[row.start : -1]])
-        room = min(self.capacity, context) - max(row.length for row in rows)
+        room = self.capacity - max(row.length for row in rows)
         T = 1 + min(room, max(map(len, guesses)))
         if self.cache is not None:
             self.cache.lengths = [row.length - 1 for row in rows]  # all but the last token have been seen

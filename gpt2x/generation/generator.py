@@ -60,7 +60,7 @@ class _Making:
         return "".join([*pieces, self._close(row.finish)])
 
     def interrupt(self) -> str:
-        return self._close(self.finish or "interrupted")
+        return self._close("interrupted")
 
     def _close(self, finish: str | None) -> str:
         if finish is None or self.finish is not None:

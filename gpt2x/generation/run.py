@@ -17,7 +17,7 @@ from gpt2x.generation.controls import Controls
 from gpt2x.generation.generator import TextGenerator
 from gpt2x.generation.output import JsonLinesOutput, TextOutput, opened
 from gpt2x.generation.prompts import Prompt, read_prompts
-from gpt2x.model.prepared import prepare
+from gpt2x.model.prepared import ready
 from gpt2x.training.load import load_run
 
 
@@ -34,8 +34,12 @@ def generate(config: GenerateConfig) -> None:
     sampling = config.sampling
     generator, computing = load(config)
     for prompt in prompts:  # one that cannot be used is told before any is
-        with _about(prompt if config.prompt_file is not None else None):
+        try:
             generator.encode(prompt.text)
+        except UserError as error:
+            if config.prompt_file is None:
+                raise
+            raise UserError(f"prompt {prompt.id}: {error}") from None
     with opened(config.output) as write:
         if config.format == "text":
             output = TextOutput(write, prompts=len(prompts), samples=sampling.samples)
@@ -69,28 +73,14 @@ def _batches(prompts: list[Prompt], sampling: SamplingConfig, size: int) -> Iter
             yield prompts[i : i + n], each[start : start + step]
 
 
-@contextlib.contextmanager
-def _about(prompt: Prompt | None):
-    """Name the prompt of a file that is found to be unfit."""
-    try:
-        yield
-    except UserError as error:
-        if prompt is None:
-            raise
-        raise UserError(f"prompt {prompt.id}: {error}") from None
-
-
 def load(config: GenerateConfig) -> tuple[TextGenerator, contextlib.AbstractContextManager]:
     """The model ready to generate, and the context to do so in."""
     device = instantiate(config.device)
     run = load_run(config.checkpoint, config.which)
     settings = dataclasses.asdict(config.generation)
     weights, _ = settings.pop("weights"), settings.pop("batch_size")
-    model, computing = run.model, device.autocast()
-    if device.torch_device.type == "cpu":
-        model = prepare(model, weights=weights, precision=device.precision, cache=Path(config.paths.cache))
-        computing = contextlib.nullcontext()  # the prepared layers see to the precision
-    return TextGenerator(model.to(device.torch_device), run.tokenizer, **settings), computing
+    model, autocast = ready(run.model, device, weights=weights, cache=config.paths.cache)
+    return TextGenerator(model, run.tokenizer, **settings), autocast()
 
 
 def interact(config: GenerateConfig, generator: TextGenerator) -> None:

@@ -1,14 +1,14 @@
 """A trained model made ready to generate: its blocks and its head replaced by ones prepared once for this processor.
 
 A token needs every weight once, so generating is as fast as memory delivers them, and fewer bytes a weight are more
-tokens a second. torch's product of one row reads fp32 at 40 to 80 % of that speed, depending on the processor, and int8
-at half of it; between its operations the memory waits. block.c computes a whole block in one call. It is compiled once,
-in about a second, with the C compiler of the machine (cc, gcc, clang or what $CC says). Where there is none, fp32 stays
-with torch.
+tokens a second. torch's products of one row do not reach that speed, its int8 one least, and between its operations the
+memory waits. block.c computes a whole block in one call. It is compiled once, in about a second, with the C compiler of
+the machine (cc, gcc, clang or what $CC says). Where there is none, fp32 stays with torch.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -21,13 +21,15 @@ import shlex
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from gpt2x.config.option import ConfigError
+from gpt2x.device import Device
 from gpt2x.model.cache import KVCache, LayerCache
 from gpt2x.model.gpt import GPT, Block
 
@@ -44,12 +46,14 @@ def prepare(model: GPT, *, weights: str = "fp32", precision: str = "fp32", cache
     weights    what the linear layers' weights are kept as: "fp32", "bf16" (rounded), or "int8" (rounded to 255 steps
                of 1/127 of each output's largest weight). Embeddings and norms stay fp32.
     precision  what the products are computed in: "fp32", or "bf16": inputs and weights rounded, sums in fp32. Then
-               the weights are kept as bf16, and the work is left to torch (oneDNN).
+               the weights are kept as bf16, `weights` must be "fp32", and the work is left to torch (oneDNN).
     cache      folder that keeps the compiled kernel.
 
     Raises ConfigError where `weights` need the kernel and it cannot be had.
     """
     if precision == "bf16":
+        if weights != "fp32":
+            raise ValueError(f"weights={weights!r}: precision='bf16' keeps the weights as it needs them")
         if model.lm_head is None:
             model.lm_head = _BF16Linear(model.wte.weight, None)
         for module in list(model.modules()):
@@ -74,6 +78,13 @@ def prepare(model: GPT, *, weights: str = "fp32", precision: str = "fp32", cache
         model.h[i] = _KernelBlock(kernel, block, weights, memory)
     model.lm_head = _KernelHead(kernel, head, weights, memory)
     return model
+
+
+def ready(model: GPT, device: Device, *, weights: str, cache: str | Path) -> tuple[GPT, Callable[[], AbstractContextManager]]:
+    """`model` prepared for `device` or moved there, and what makes the context to compute in."""
+    if device.torch_device.type == "cpu":  # the prepared layers see to the precision
+        return prepare(model, weights=weights, precision=device.precision, cache=cache), contextlib.nullcontext
+    return model.to(device.torch_device), device.autocast
 
 
 class KernelError(Exception):
@@ -111,8 +122,8 @@ class _Block(ctypes.Structure):
 
 
 class _Memory:
-    """One piece of memory for all packed weights, in pages of 2 MB where the system has them: with small ones the
-    processor spends a sixth of its time on finding the next."""
+    """One piece of memory for all packed weights, in pages of 2 MB where the system has them: small ones cost the
+    processor time to find."""
 
     def __init__(self, size: int):
         if hasattr(mmap, "MADV_HUGEPAGE"):

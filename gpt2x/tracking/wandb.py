@@ -186,6 +186,7 @@ def _setup(shared: Path) -> Any:
     silent = wandb.Settings(silent=True)  # also: never prompt
     settings = wandb.setup(silent).settings
     wandb.termsetup(silent, _log)  # its messages go to our log
+    logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns of each row that a dead background process misses
     return settings
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import math
-import sys
-from types import ModuleType
 
 import pytest
 import torch
@@ -113,9 +111,7 @@ def prepared(monkeypatch):
                 parameter.copy_(parameter.bfloat16())
         return model
 
-    module = ModuleType("gpt2x.model.prepared")
-    module.prepare = prepare
-    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr("gpt2x.model.prepared.prepare", prepare)
     return calls
 
 
@@ -144,9 +140,9 @@ def test_bf16_on_a_processor_goes_through_the_prepared_layers_without_autocast(r
 
 
 @pytest.mark.parametrize("weights", ["bf16", "int8"])
-def test_the_layers_prepared_for_this_processor(measure, weights):
-    pytest.importorskip("gpt2x.model.prepared")
-    code, _, err, result = measure(f"generation.weights={weights}", "evaluation.against_fp32=true")
+def test_the_layers_prepared_for_this_processor(measure, kernels, weights):
+    settings = [f"generation.weights={weights}", f"paths.cache={kernels}"]
+    code, _, err, result = measure(*settings, "evaluation.against_fp32=true")
     assert (code, err) == (0, "")
     assert result["against_fp32"]["top1_agreement"] > 0.9
     assert 0 < result["against_fp32"]["kl"] < 0.01

@@ -13,7 +13,7 @@ from models import SHAPE, gpt, hugging_face, restless
 from gpt2x.generation.controls import Controls
 from gpt2x.generation.decoding import Row, decode
 from gpt2x.model.gpt import GPT
-from gpt2x.model.prepared import KernelError, compiled, prepare
+from gpt2x.model.prepared import prepare
 
 V, CONTEXT = SHAPE["vocab_size"], SHAPE["context_length"]
 END = V - 1
@@ -97,13 +97,9 @@ def test_a_run_leaves_nothing_behind_for_the_next():
     assert texts(run(model, [[1, 2, 3]])) == first
 
 
-def test_with_the_kernel_the_logits_of_a_row_have_the_same_bits_in_any_batch(tmp_path):
-    try:
-        compiled(tmp_path)
-    except KernelError as error:
-        pytest.skip(f"this machine cannot compile the kernel: {error}")
+def test_with_the_kernel_the_logits_of_a_row_have_the_same_bits_in_any_batch(kernels):
     for weights in ("fp32", "int8"):
-        model = prepare(copy.deepcopy(MODELS[0]), weights=weights, cache=tmp_path)
+        model = prepare(copy.deepcopy(MODELS[0]), weights=weights, cache=kernels)
         prompts = [[i] * (1 + i) for i in range(7)]
         together = run(model, prompts, controls=Controls(temperature=1.0), top_logprobs=0, end_of_text=None)
         for prompt, row in zip(prompts, together, strict=True):

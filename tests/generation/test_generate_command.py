@@ -193,7 +193,7 @@ def test_settings_of_generation_reach_the_model(made, tmp_path, monkeypatch):
 
     prepared = []
     monkeypatch.setattr(module, "TextGenerator", Spy)
-    monkeypatch.setattr(module, "prepare", lambda model, **settings: prepared.append(settings) or model)
+    monkeypatch.setattr("gpt2x.model.prepared.prepare", lambda model, **settings: prepared.append(settings) or model)
     (tmp_path / "p.txt").write_text("a\nb\nc\nd\ne\n")
     settings = {"cache": True, "past_context": "stop", "prefill_chunk": 3, "lookup": 2}
     made("prompt_file=p.txt", "generation.batch_size=2", *(f"generation.{name}={value}" for name, value in settings.items()))

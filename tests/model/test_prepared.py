@@ -19,19 +19,9 @@ from models import SHAPE, far_from_linear, gpt, some_tokens
 
 from gpt2x.config.option import ConfigError
 from gpt2x.model import prepared
-from gpt2x.model.prepared import WEIGHTS, KernelError, compiled, prepare
+from gpt2x.model.prepared import WEIGHTS, compiled, prepare
 
 T = SHAPE["context_length"]
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("cache")
-    try:
-        compiled(folder)
-    except KernelError as error:
-        pytest.skip(f"this machine cannot compile the kernel: {error}")
-    return folder
 
 
 def quantized(weight: torch.Tensor, weights: str) -> torch.Tensor:
@@ -56,17 +46,17 @@ def head(folder: Path, weight: torch.Tensor, weights: str) -> prepared._KernelHe
     outputs=st.integers(1, 70),
     seed=st.integers(0, 1000),
 )
-def test_products_are_those_of_float64(cache, weights, rows, inputs, outputs, seed):
+def test_products_are_those_of_float64(kernels, weights, rows, inputs, outputs, seed):
     generator = torch.Generator().manual_seed(seed)
     x, weight = torch.randn(rows, inputs, generator=generator), torch.randn(outputs, inputs, generator=generator)
     expected = F.linear(x.double(), quantized(weight, weights).double())
     # float32 sums of `inputs` products of size 1: an error of a few 2^-24 times their root of the sum of squares.
-    torch.testing.assert_close(head(cache, weight, weights)(x).double(), expected, atol=1e-5 * inputs**0.5, rtol=0)
+    torch.testing.assert_close(head(kernels, weight, weights)(x).double(), expected, atol=1e-5 * inputs**0.5, rtol=0)
 
 
 @pytest.mark.parametrize("weights", WEIGHTS)
-def test_a_product_has_the_same_bits_in_any_batch_and_with_any_number_of_threads(cache, weights):
-    layer = head(cache, torch.randn(301, 208), weights)
+def test_a_product_has_the_same_bits_in_any_batch_and_with_any_number_of_threads(kernels, weights):
+    layer = head(kernels, torch.randn(301, 208), weights)
     x = torch.randn(23, 208)
     together = layer(x)
     for b in range(23):
@@ -76,16 +66,16 @@ def test_a_product_has_the_same_bits_in_any_batch_and_with_any_number_of_threads
     assert torch.equal(layer(x), together)
 
 
-def test_inputs_of_any_shape_and_stride(cache):
+def test_inputs_of_any_shape_and_stride(kernels):
     weight = torch.randn(20, 32)
-    layer = head(cache, weight, "fp32")
+    layer = head(kernels, weight, "fp32")
     x = torch.randn(2, 3, 64)[..., ::2]
     torch.testing.assert_close(layer(x), F.linear(x, weight))
     torch.testing.assert_close(layer(x[0, 0]), F.linear(x[0, 0], weight))
 
 
-def test_a_row_of_zeros_stays_zero_in_int8(cache):
-    assert head(cache, torch.zeros(3, 16), "int8")(torch.randn(1, 16)).tolist() == [[0.0, 0.0, 0.0]]
+def test_a_row_of_zeros_stays_zero_in_int8(kernels):
+    assert head(kernels, torch.zeros(3, 16), "int8")(torch.randn(1, 16)).tolist() == [[0.0, 0.0, 0.0]]
 
 
 @settings(deadline=None, max_examples=40)
@@ -97,13 +87,18 @@ def test_a_row_of_zeros_stays_zero_in_int8(cache):
     seed=st.integers(0, 100),
 )
 @torch.no_grad()
-def test_a_block_is_that_of_float64(cache, rows, length, heads, n_embd, seed):
+def test_a_block_is_that_of_float64(kernels, rows, length, heads, n_embd, seed):
     """Of heads of 8 to 96 numbers. Outputs reach 30 and errors 2e-5; an exact GELU would be 1e-3 off."""
     model = far_from_linear(gpt(seed, n_embd=n_embd, n_head=heads, n_layer=1)).eval()
     x = torch.randn(rows, length, n_embd, generator=torch.Generator().manual_seed(seed))
     expected = copy.deepcopy(model.h[0]).double()(x.double())
-    block = prepare(model, cache=cache).h[0]
+    block = prepare(model, cache=kernels).h[0]
     torch.testing.assert_close(block(x.clone()).double(), expected, atol=1e-4, rtol=1e-5)
+
+
+def test_bf16_products_and_other_weights_are_two_choices():
+    with pytest.raises(ValueError, match="weights='int8'"):
+        prepare(gpt(), weights="int8", precision="bf16", cache="nowhere")
 
 
 @pytest.mark.parametrize("tied_head", [True, False])
@@ -112,11 +107,11 @@ def test_a_block_is_that_of_float64(cache, rows, length, heads, n_embd, seed):
     [("fp32", "fp32", 1e-5), ("bf16", "fp32", 0.1), ("int8", "fp32", 0.2), ("fp32", "bf16", 0.2)],
 )
 @torch.no_grad()
-def test_a_prepared_model_computes_what_the_model_did(cache, weights, precision, tolerance, tied_head):
+def test_a_prepared_model_computes_what_the_model_did(kernels, weights, precision, tolerance, tied_head):
     """Logits here have a standard deviation of 1. The tolerances of the rounded ones are four times what is seen."""
     model, tokens = far_from_linear(gpt(tied_head=tied_head)).eval(), some_tokens()
     expected = model(tokens)
-    logits = prepare(copy.deepcopy(model), weights=weights, precision=precision, cache=cache)(tokens)
+    logits = prepare(copy.deepcopy(model), weights=weights, precision=precision, cache=kernels)(tokens)
     assert expected.std() > 0.5
     difference = (logits - expected).abs().max()
     assert difference < tolerance
@@ -129,8 +124,8 @@ def test_a_prepared_model_computes_what_the_model_did(cache, weights, precision,
 @settings(deadline=None, max_examples=30)
 @given(lengths=st.lists(st.integers(1, T - 4), min_size=1, max_size=6), chunk=st.integers(1, T), threads=st.integers(1, 3))
 @torch.no_grad()
-def test_a_text_has_the_same_bits_in_any_batch_in_any_pieces_and_without_a_cache(cache, weights, lengths, chunk, threads):
-    model, tokens = prepare(far_from_linear(gpt(n_embd=48)).eval(), weights=weights, cache=cache), some_tokens(len(lengths))
+def test_a_text_has_the_same_bits_in_any_batch_in_any_pieces_and_without_a_cache(kernels, weights, lengths, chunk, threads):
+    model, tokens = prepare(far_from_linear(gpt(n_embd=48)).eval(), weights=weights, cache=kernels), some_tokens(len(lengths))
     whole = [model(row[None])[0] for row in tokens]
     torch.set_num_threads(threads)
     kept = model.new_cache(len(lengths), T)
@@ -144,32 +139,32 @@ def test_a_text_has_the_same_bits_in_any_batch_in_any_pieces_and_without_a_cache
             assert torch.equal(logits[b], whole[b][n + 2 * step : n + 2 * step + 2])
 
 
-def test_a_prepared_model_cannot_be_copied_into_one_that_shares_its_memory(cache):
-    model = prepare(gpt(), cache=cache)
+def test_a_prepared_model_cannot_be_copied_into_one_that_shares_its_memory(kernels):
+    model = prepare(gpt(), cache=kernels)
     with pytest.raises(TypeError, match="cannot be copied"):
         copy.deepcopy(model)
 
 
-def test_a_width_that_the_kernel_does_not_know_stays_with_torch_or_is_refused(cache):
+def test_a_width_that_the_kernel_does_not_know_stays_with_torch_or_is_refused(kernels):
     model, tokens = gpt(n_embd=24, n_head=2).eval(), some_tokens()
     with pytest.raises(ConfigError, match="int8: needs the kernel .* a multiple of 16, not 24"):
-        prepare(model, weights="int8", cache=cache)
+        prepare(model, weights="int8", cache=kernels)
     expected = model(tokens)
-    assert torch.equal(prepare(model, cache=cache)(tokens), expected)
+    assert torch.equal(prepare(model, cache=kernels)(tokens), expected)
 
 
 # -- the compiled file ---------------------------------------------------------------------------------------
 
 
-def test_the_kernel_is_compiled_once(cache, monkeypatch):
-    (library,) = (cache / "kernels").iterdir()  # and nothing else: no half-made files
+def test_the_kernel_is_compiled_once(kernels, monkeypatch):
+    (library,) = (kernels / "kernels").iterdir()  # and nothing else: no half-made files
     compiled.cache_clear()
     monkeypatch.setattr(prepared, "_run", lambda command: pytest.fail("compiled again"))
-    assert compiled(cache).block
-    assert list((cache / "kernels").iterdir()) == [library]
+    assert compiled(kernels).block
+    assert list((kernels / "kernels").iterdir()) == [library]
 
 
-def test_torch_and_the_kernel_share_one_openmp(cache):
+def test_torch_and_the_kernel_share_one_openmp(kernels):
     """Two would each keep their threads spinning, and wait for each other."""
     code = (
         "import sys; from gpt2x.model.prepared import compiled; import torch; assert compiled(sys.argv[1])\n"
@@ -177,7 +172,7 @@ def test_torch_and_the_kernel_share_one_openmp(cache):
     )
     if not Path("/proc/self/maps").exists():
         pytest.skip("needs /proc")
-    done = subprocess.run([sys.executable, "-c", code, str(cache)], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code, str(kernels)], capture_output=True, text=True, check=True)
     assert len(done.stdout.split()) == 1
 
 
