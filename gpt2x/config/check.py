@@ -161,7 +161,11 @@ class _Checker:
             if dataclasses.is_dataclass(setting.type):
                 values[name] = self.build(setting.type, data.get(name, {}), setting.key)
             elif is_group(name, setting.type):
-                values[name] = self.group(setting.key, name, data.get(name), optional=setting.type is not Any)
+                given = data.get(name)
+                if given is None and field.default_factory is not dataclasses.MISSING:  # of a run made before the group was
+                    values[name] = field.default_factory()
+                else:
+                    values[name] = self.group(setting.key, name, given, optional=setting.type is not Any)
             elif (value := data.get(name, setting.default)) == NOT_GIVEN:
                 self.problem("", None, f"{setting.key} must be given: {setting.help}")
             else:

@@ -33,7 +33,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf._utils import get_yaml_loader
 from omegaconf.errors import OmegaConfBaseException
 
-from gpt2x.config.check import check, defaults, is_mapping, settings, similar, types_of
+from gpt2x.config.check import NOT_GIVEN, check, defaults, is_mapping, settings, similar, types_of
 from gpt2x.config.option import ConfigError, ConfigErrors
 from gpt2x.config.schema import GROUPS
 
@@ -182,7 +182,22 @@ class Composer:
             config = copy.deepcopy(self._composed[key])
             others = [dataclasses.replace(o, type=OverrideType.FORCE_ADD) for o in overrides if o not in files]
             self.loader._apply_overrides_to_config(others, config)
+            if "init" in self.fields and not self.loader.saved:
+                self._take_over(config, overrides)
         return config
+
+    def _take_over(self, config: DictConfig, overrides: list[Override]) -> None:
+        """With init.path, put that run's model and tokenizer in place of the default ones, but for what a file or an
+        override changes in them."""
+        path = OmegaConf.select(config, "init.path")
+        if not isinstance(path, str) or not Path(path, "config.yaml").is_file():  # what is wrong with it is told later
+            return
+        run, root = from_yaml(Path(path, "config.yaml"), self.schema), self.compose([])
+        for group in ("model", "tokenizer"):
+            chosen, default = (OmegaConf.to_container(c[group], resolve=False) for c in (config, root))
+            changed = {o.key_or_group.removeprefix(f"{group}.") for o in overrides if o.key_or_group.startswith(f"{group}.")}
+            changed |= {name for name, value in chosen.items() if value != default.get(name, NOT_GIVEN)}
+            config[group] = dataclasses.asdict(getattr(run, group)) | {name: chosen[name] for name in changed}
 
     def config(self, overrides: list[Override]) -> Any:
         """Compose and check one job."""

@@ -18,14 +18,19 @@ from gpt2x.device import DeviceConfig
 from gpt2x.evaluation.config import PerplexityConfig
 from gpt2x.generation.config import GenerationConfig, SamplingConfig, WeightsConfig
 from gpt2x.model.config import GPTConfig
-from gpt2x.task.config import LanguageModelingConfig
+from gpt2x.task.config import ClassificationConfig, LanguageModelingConfig
 from gpt2x.tokenizer.config import BPETokenizerConfig, CharTokenizerConfig, GPT2TokenizerConfig
 from gpt2x.tracking.config import NoLoggerConfig, WandbConfig
 from gpt2x.training.config import (
     AdamWConfig,
     ConstantConfig,
     CosineConfig,
+    FullConfig,
+    HeadConfig,
+    LastBlockConfig,
     LinearConfig,
+    RunInitConfig,
+    ScratchConfig,
     SGDConfig,
     TrainerConfig,
     WSDConfig,
@@ -37,7 +42,9 @@ GROUPS: dict[str, tuple[type, ...]] = {
     "model": (GPTConfig,),
     "tokenizer": (GPT2TokenizerConfig, BPETokenizerConfig, CharTokenizerConfig),
     "data": (TextConfig,),
-    "task": (LanguageModelingConfig,),
+    "task": (LanguageModelingConfig, ClassificationConfig),
+    "init": (ScratchConfig, RunInitConfig),
+    "finetune": (FullConfig, LastBlockConfig, HeadConfig),
     "optimizer": (AdamWConfig, SGDConfig),
     "schedule": (CosineConfig, WSDConfig, LinearConfig, ConstantConfig),
     "device": (DeviceConfig,),
@@ -46,6 +53,14 @@ GROUPS: dict[str, tuple[type, ...]] = {
     "evaluation": (PerplexityConfig,),
     "suite": (GenerateSuiteConfig,),
 }
+
+
+KINDS = {"text": "text to continue", "table": "a table of texts and labels", "instructions": "instructions and answers"}
+
+
+def _such_as(kind: str) -> str:
+    choices = {"text": "data=storybook", "table": "data=spam_sample", "instructions": "data=instructions_sample"}
+    return f"other data, such as {choices[kind]}"
 
 
 @dataclass(kw_only=True)
@@ -73,13 +88,15 @@ class TrainConfig:
     seed: int = option(1, "the one number that all random streams are derived from", minimum=0, maximum=2**32 - 1)
     resume: str | None = option(None, "a run's folder: go on exactly where it stopped", verbatim=True)
     sample_prompt: str | None = option(
-        "\n", "text that the sample at each evaluation starts with; null: no samples", verbatim=True
+        "\n", "text that the sample at each evaluation of a language model starts with; null: no samples", verbatim=True
     )
     paths: PathsConfig = field(default_factory=PathsConfig)
     model: Any = None
     tokenizer: Any = None
     data: Any = None
     task: Any = None
+    init: Any = field(default_factory=ScratchConfig)
+    finetune: Any = field(default_factory=FullConfig)
     optimizer: Any = None
     schedule: Any = None
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
@@ -91,6 +108,7 @@ class TrainConfig:
         """The rules between groups."""
         if not re.fullmatch(r"\w[\w .+-]{0,99}", self.name):
             raise ConfigError("name", self.name, "must be fit for a folder: letters, digits and any of _ . + -, at most 100")
+        self._check_task()
         if self.sampling.top_logprobs is not None:
             problem = "is for gpt2x-generate: a run's samples are text alone"
             raise ConfigError("sampling.top_logprobs", self.sampling.top_logprobs, problem, "leave it out")
@@ -109,6 +127,22 @@ class TrainConfig:
         if trainer.keep_every is not None and trainer.keep_every % every:
             problem = f"must be a multiple of {every}, the steps between checkpoints"
             raise ConfigError("trainer.keep_every", trainer.keep_every, problem)
+
+    def _check_task(self) -> None:
+        kind, wanted = self.data.kind, self.task.data_kind
+        if kind != wanted:
+            others = {"text": "task=lm", "table": "task=classifier", "instructions": "task=instruct"}
+            problem = f"this is {KINDS[kind]}, and the task needs {KINDS[wanted]}"
+            raise ConfigError("data.name", self.data.name, problem, f"use {others[kind]}, or {_such_as(wanted)}")
+        tied = self.model.tied_head and wanted != "table"
+        if isinstance(self.finetune, HeadConfig) and tied:
+            problem = "the model's head is its token embedding, below all blocks, and cannot be trained alone"
+            raise ConfigError("finetune", "head", problem, "use finetune=last_block, or model.tied_head=false")
+        if isinstance(self.finetune, LastBlockConfig) and self.finetune.blocks > self.model.n_layer:
+            problem = f"the model has model.n_layer={self.model.n_layer} blocks"
+            raise ConfigError("finetune.blocks", self.finetune.blocks, problem, f"use at most {self.model.n_layer}")
+        if self.sample_prompt not in ("\n", None) and wanted != "text":
+            raise ConfigError("sample_prompt", self.sample_prompt, "is for task=lm: a text to continue", "leave it out")
 
 
 @dataclass(kw_only=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import os
 from dataclasses import dataclass
+from typing import ClassVar
 
 from gpt2x.config.option import ConfigError, option
 
@@ -19,6 +20,7 @@ class TextConfig:
     paths.cache and looked for first in paths.mirror), or the user's own disk (`path`).
     """
 
+    kind: ClassVar[str] = "text"
     _target_: str = "gpt2x.data.text.TextCorpus"
     name: str = option("text", "what the corpus is called in logs and caches")
     builtin: str | None = option(None, "file shipped inside the package")

@@ -19,6 +19,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -47,6 +48,8 @@ class Segment:
 
 class TextCorpus:
     """A text corpus: see TextConfig for the settings. `cache` and `mirror` are folders, as in `fetch`."""
+
+    about: ClassVar[dict] = {}  # a language model need not know more of its data than the tokens
 
     def __init__(
         self,

@@ -69,6 +69,10 @@ class WindowedData:
         """Micro-batches in one pass over the training windows; a fraction unless `drop_last`."""
         return self.n_windows // self.batch_size if self.drop_last else self.n_windows / self.batch_size
 
+    @property
+    def batch_shape(self) -> str:
+        return f"{self.batch_size} x {self.context_length} tokens"
+
     def train_batch(self, index: int) -> Batch:
         """Micro-batch number `index` of the endless row of reshuffled epochs."""
         if self.drop_last:
@@ -85,21 +89,21 @@ class WindowedData:
 
     def _starts(self, epoch: int, places: np.ndarray) -> np.ndarray:
         """Where the windows at `places` of the epoch's order begin."""
-        key = _mix((self.seed << 32) + epoch)
+        key = mix((self.seed << 32) + epoch)
         windows = permute(places, self.n_windows, key) if self.shuffle else places
         return windows * self.stride + key % (self.largest_shift + 1)
 
-    def n_eval_tokens(self, split: str) -> int:
+    def n_eval(self, split: str) -> int:
         """Predictions in one evaluation of the split: every token but the first."""
         return max(0, len(self.splits[split]) - 1)
 
-    def eval_batches(self, split: str, max_windows: int | None = None) -> Iterator[Batch]:
-        """The whole split in order; with `max_windows`, about as many windows spread evenly over it."""
-        tokens, T = self.n_eval_tokens(split), self.context_length
+    def eval_batches(self, split: str, maximum: int | None = None) -> Iterator[Batch]:
+        """The whole split in order; with `maximum`, about as many windows spread evenly over it."""
+        tokens, T = self.n_eval(split), self.context_length
         starts = np.arange(0, tokens - T + 1, T)
         tail = len(starts) * T
-        if max_windows is not None and max_windows < len(starts):
-            starts, tail = starts[np.linspace(0, len(starts) - 1, max_windows).astype(int)], tokens
+        if maximum is not None and maximum < len(starts):
+            starts, tail = starts[np.linspace(0, len(starts) - 1, maximum).astype(int)], tokens
         for i in range(0, len(starts), self.eval_batch_size):
             yield self._batch(split, starts[i : i + self.eval_batch_size], T, split)
         if tail < tokens:
@@ -127,13 +131,13 @@ def permute(places: np.ndarray, n: int, key: int) -> np.ndarray:
     while outside.any():
         left, right = result[outside] >> np.uint64(half), result[outside] & mask
         for turn in range(4):
-            left, right = right, left ^ (_mix_array(right, _mix(key + turn)) & mask)
+            left, right = right, left ^ (_mix_array(right, mix(key + turn)) & mask)
         result[outside] = (left << np.uint64(half)) | right
         outside = result >= n
     return result.astype(np.int64)
 
 
-def _mix(x: int) -> int:
+def mix(x: int) -> int:
     """splitmix64 (Steele, Lea and Flood, 2014): spreads every bit of a number over 64 bits."""
     x = (x + 0x9E3779B97F4A7C15) & _UINT64
     x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _UINT64

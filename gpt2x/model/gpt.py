@@ -8,6 +8,7 @@ output head tied to the token embedding. Parameters carry OpenAI's names (wte, w
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -44,10 +45,25 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(n_embd)
         self.mlp = MLP(n_embd=n_embd, dropout=dropout)
 
-    def forward(self, x_BTC: Tensor, cache: LayerCache | None = None) -> Tensor:
-        """(B, T, C) -> (B, T, C)."""
-        x_BTC = x_BTC + self.attn(self.ln_1(x_BTC), cache)
+    def forward(
+        self,
+        x_BTC: Tensor,
+        cache: LayerCache | None = None,
+        *,
+        mask: Tensor | None = None,
+        at_B: Tensor | None = None,
+    ) -> Tensor:
+        """(B, T, C) -> (B, T, C), or (B, 1, C) with `at_B`; the arguments are those of the attention."""
+        branch = self.attn(self.ln_1(x_BTC), cache, mask=mask, at_B=at_B)
+        x_BTC = branch + (x_BTC if at_B is None else select(x_BTC, at_B))
         return x_BTC + self.mlp(self.ln_2(x_BTC))
+
+
+class Below(NamedTuple):
+    """The states (B, T, C) that enter block `n`: all that the embeddings and the blocks before it make of the tokens."""
+
+    n: int
+    states_BTC: Tensor
 
 
 class GPT(nn.Module):
@@ -114,20 +130,64 @@ class GPT(nn.Module):
                 for parameter in module.parameters():
                     nn.init.uniform_(parameter, -bound, bound, generator=generator)
 
-    def hidden(self, tokens_BT: Tensor, cache: KVCache | None = None) -> Tensor:
+    def hidden(
+        self,
+        tokens_BT: Tensor,
+        cache: KVCache | None = None,
+        *,
+        documents_BT: Tensor | None = None,
+        below: Below | None = None,
+        at_B: Tensor | None = None,
+    ) -> Tensor:
         """The final normalized states (B, T, C) of token ids (B, T); T is at most `context_length`.
 
-        With a `cache` they are those of T tokens that follow what is kept there, and are kept there too.
+        cache         they are those of T tokens that follow what is kept there, and are kept there too
+        documents_BT  which of several texts in a row each token belongs to, in ascending numbers: each text has positions
+                      of its own, from 0 on, and sees nothing of the others
+        below         what the lower blocks make of the tokens, where that is known already
+        at_B          only the states at these positions, one a row, are wanted: (B, 1, C)
         """
-        T = tokens_BT.shape[1]
+        x_BTC, first, mask = self._enter(tokens_BT, cache, documents_BT, below)
+        for i in range(first, len(self.h)):
+            kept = None if cache is None else cache.layers[i]
+            if at_B is not None and i == len(self.h) - 1:  # above the last attention the other positions are of no use
+                x_BTC = self.h[i](x_BTC, at_B=at_B)
+            elif mask is not None:
+                x_BTC = self.h[i](x_BTC, mask=mask)
+            else:
+                x_BTC = self.h[i](x_BTC, kept)
+        return self.ln_f(x_BTC)
+
+    def below(self, tokens_BT: Tensor, n: int, documents_BT: Tensor | None = None) -> Below:
+        """What enters block `n`; see `hidden`, which goes on from there."""
+        x_BTC, _, mask = self._enter(tokens_BT, None, documents_BT, None)
+        for block in self.h[:n]:
+            x_BTC = block(x_BTC) if mask is None else block(x_BTC, mask=mask)
+        return Below(n, x_BTC)
+
+    def _enter(
+        self, tokens_BT: Tensor, cache: KVCache | None, documents_BT: Tensor | None, below: Below | None
+    ) -> tuple[Tensor, int, Tensor | None]:
+        """The states to begin with, the block that they enter, and the attention mask of several texts in a row."""
+        T, device = tokens_BT.shape[1], tokens_BT.device
         if self.context_length < T:
             raise ValueError(f"{T} tokens do not fit the model's context of {self.context_length}")
-        positions = torch.arange(T, device=tokens_BT.device) if cache is None else cache.begin(T)
+        mask = None
+        if documents_BT is not None:
+            same_BTT = documents_BT[:, :, None] == documents_BT[:, None]
+            seen_BTT = same_BTT.tril()
+            mask = torch.zeros(seen_BTT.shape, dtype=self.wte.weight.dtype, device=device)
+            mask = mask.masked_fill(~seen_BTT, float("-inf"))[:, None]
+        if below is not None:
+            return below.states_BTC, below.n, mask
+        if cache is not None:
+            positions = cache.begin(T)
+        elif documents_BT is not None:
+            positions = seen_BTT.sum(-1) - 1  # a token sees itself and those of its text that stand before it
+        else:
+            positions = torch.arange(T, device=device)
         x_BTC = self.wte(tokens_BT) + self.wpe(positions)
-        x_BTC = F.dropout(x_BTC, self.dropout, self.training)
-        for i, block in enumerate(self.h):
-            x_BTC = block(x_BTC, None if cache is None else cache.layers[i])
-        return self.ln_f(x_BTC)
+        return F.dropout(x_BTC, self.dropout, self.training), 0, mask
 
     def new_cache(self, rows: int, capacity: int) -> KVCache:
         """An empty cache for `rows` texts of up to `capacity` tokens, at most `context_length`."""
@@ -144,9 +204,20 @@ class GPT(nn.Module):
         """Scores (..., V) over the vocabulary of final states (..., C); a tied head is the token embedding itself."""
         return F.linear(x, self.wte.weight) if self.lm_head is None else self.lm_head(x)
 
-    def forward(self, tokens_BT: Tensor) -> Tensor:
-        """Logits (B, T, V) of token ids (B, T): those at position t predict the token at t + 1."""
-        return self.logits(self.hidden(tokens_BT))
+    def forward(
+        self,
+        tokens_BT: Tensor,
+        *,
+        documents_BT: Tensor | None = None,
+        below: Below | None = None,
+        wanted_BT: Tensor | None = None,
+    ) -> Tensor:
+        """Logits (B, T, V) of token ids (B, T): those at position t predict the token at t + 1. See `hidden`.
+
+        With `wanted_BT` (true or false) only those of the positions where it is true, one after another: (N, V).
+        """
+        x = self.hidden(tokens_BT, documents_BT=documents_BT, below=below)
+        return self.logits(x if wanted_BT is None else x[wanted_BT])
 
     def n_parameters(self) -> int:
         """Number of distinct parameters; the tied head counts once."""
@@ -154,3 +225,8 @@ class GPT(nn.Module):
 
     def __str__(self) -> str:
         return f"{self.n_parameters():,} parameters: {self.shape}"
+
+
+def select(x_BTC: Tensor, at_B: Tensor) -> Tensor:
+    """Each row's state at one position: (B, T, C), (B,) -> (B, 1, C)."""
+    return x_BTC[torch.arange(len(x_BTC), device=x_BTC.device), at_B][:, None]

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from gpt2x.config.option import ConfigError
 from gpt2x.device import Device
 from gpt2x.model.cache import KVCache, LayerCache
-from gpt2x.model.gpt import GPT, Block
+from gpt2x.model.gpt import GPT, Block, select
 
 log = logging.getLogger(__name__)
 
@@ -195,8 +195,8 @@ class _KernelBlock(_NoCopy):
         )  # fmt: skip
         self.pointer = ctypes.byref(self.structure)
 
-    def forward(self, x_BTC: Tensor, cache: LayerCache | None = None) -> Tensor:
-        """(B, T, C) -> (B, T, C), in the memory of the input."""
+    def forward(self, x_BTC: Tensor, cache: LayerCache | None = None, *, at_B: Tensor | None = None) -> Tensor:
+        """(B, T, C) -> (B, T, C), in the memory of the input; (B, 1, C) with `at_B`, a position of each row."""
         B, T, C = x_BTC.shape
         x_BTC = x_BTC.contiguous()
         if cache is None:
@@ -207,7 +207,7 @@ class _KernelBlock(_NoCopy):
         keys, values = (x.data_ptr() + cache.i * x.stride(0) * x.itemsize for x in (kept.keys, kept.values))
         scratch = torch.empty(B * T * 6 * C)
         self.kernel.block(self.pointer, x_BTC.data_ptr(), keys, values, starts, B, T, kept.capacity, scratch.data_ptr())
-        return x_BTC
+        return x_BTC if at_B is None else select(x_BTC, at_B)
 
 
 class _KernelHead(_NoCopy):

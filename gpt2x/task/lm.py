@@ -4,31 +4,35 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gpt2x.data.batch import Batch
+from gpt2x.data.batch import IGNORED, Batch
+from gpt2x.data.text import TextCorpus
+from gpt2x.data.windows import WindowedData
+from gpt2x.task.base import Task
+from gpt2x.tokenizer.base import Tokenizer
 
 
-class LanguageModeling:
-    """Cross-entropy over every next token.
+class LanguageModeling(Task):
+    """Cross-entropy over every next token that is asked for.
 
-    `token_lengths` (vocab_size,) says how many bytes each token stands for, so that losses of different
-    tokenizers can be compared as bits per byte.
+    The lengths of the tokens in bytes make losses of different tokenizers comparable, as bits per byte.
     """
 
-    metric = "val/loss"  # what "best" means; lower is better
+    def __init__(self, tokenizer: Tokenizer, about: dict[str, Any]):
+        super().__init__(tokenizer, about)
+        self.token_lengths = torch.as_tensor(tokenizer.token_lengths(), dtype=torch.int64)
 
-    def __init__(self, *, token_lengths: np.ndarray):
-        self.token_lengths = torch.from_numpy(np.asarray(token_lengths, dtype=np.int64))
+    def batches(self, corpus: TextCorpus, *, context_length: int, seed: int) -> WindowedData:
+        return corpus.tokenize(self.tokenizer, context_length=context_length, seed=seed)
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Summed (not averaged) cross-entropy of the batch, in nats: the caller knows over how many tokens it averages."""
-        logits_BTV = model(batch.inputs)
-        return F.cross_entropy(logits_BTV.flatten(0, 1).float(), batch.targets.flatten(), reduction="sum")
+        return F.cross_entropy(*self._predictions(model, batch), reduction="sum")
 
     @torch.no_grad()
     def evaluate(
@@ -43,14 +47,21 @@ class LanguageModeling:
         for batch in batches:
             if stop():
                 return None
-            logits_BTV = model(batch.inputs)
-            losses = F.cross_entropy(logits_BTV.flatten(0, 1).float(), batch.targets.flatten(), reduction="none")
-            nats += losses.double().sum().item()
-            tokens += batch.weight
-            length += self.token_lengths[batch.targets.cpu()].sum().item()
+            logits_NV, targets_N = self._predictions(model, batch)
+            nats += F.cross_entropy(logits_NV, targets_N, reduction="none").double().sum().item()
+            tokens += len(targets_N)
+            length += self.token_lengths[targets_N.cpu()].sum().item()
         loss = nats / tokens
         return {
             "loss": loss,
             "perplexity": math.exp(min(loss, 700.0)),
             "bpb": nats / math.log(2) / length if length else float("nan"),
         }
+
+    def _predictions(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The logits (N, V) of each token that is to be predicted, and those tokens (N,)."""
+        if batch.lengths is None:  # windows: every token is
+            return model(batch.inputs).flatten(0, 1).float(), batch.targets.flatten()
+        wanted_BT = batch.targets != IGNORED
+        logits_NV = model(batch.inputs, documents_BT=batch.documents, below=batch.below, wanted_BT=wanted_BT)
+        return logits_NV.float(), batch.targets[wanted_BT]

@@ -63,12 +63,18 @@ class Progress:
         """An evaluation is done."""
         if "val/loss" in metrics:
             self._val = f" val {metrics['val/loss']:.3f}"
-        shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items() if not name.endswith("perplexity"))
+        shown = "  ".join(
+            f"{name} {value:.4f}"
+            for name, value in metrics.items()
+            if not (name.endswith("perplexity") or isinstance(value, list))
+        )
         log.info("step %d/%d  %s%s", step, self.total_steps, shown, "  (best so far)" if best and step else "")
 
     def sampled(self, sample: dict[str, str]) -> None:
         """A text was generated; its empty lines are left out here."""
         lines = [line for line in (sample["prompt"] + sample["text"]).splitlines() if line.strip()]
+        if "reference" in sample:
+            lines.append(f"(reference: {sample['reference']})")
         log.info("  | %s", "\n  | ".join(lines))
 
 

@@ -22,7 +22,8 @@ class Tracker:
     """Takes what a run reports. This base ignores all of it."""
 
     def log(self, row: dict[str, Any]) -> None:
-        """Take one row of numbers: "step" (int) and names such as "train/loss", "val/loss", "lr", "tokens"."""
+        """Take one row of numbers: "step" (int) and names such as "train/loss", "val/loss", "lr", "tokens"; and of tables
+        of numbers, as lists, such as "val/confusion"."""
 
     def sample(self, row: dict[str, Any]) -> None:
         """Take one generated text: {"step": int, "prompt": str, "text": str}."""
@@ -127,8 +128,10 @@ def one_line(error: BaseException) -> str:
     return (" ".join(str(error).split()) or type(error).__name__)[:300]
 
 
-def _number(value: Any) -> int | float | None:
-    """A JSON number of a Python, NumPy or one-element torch number; None if it is not finite."""
+def _number(value: Any) -> int | float | list | None:
+    """A JSON number of a Python, NumPy or one-element torch number, None if it is not finite; or a list of such."""
+    if isinstance(value, list):
+        return [_number(item) for item in value]
     if value is None or isinstance(value, int):
         return value
     value = float(value)

@@ -87,7 +87,8 @@ class WandbTracker(Tracker):
 
     def log(self, row: dict[str, Any]) -> None:
         if self._run is not None:
-            self._run.log({"trainer/step" if key == "step" else key: value for key, value in row.items()})
+            numbers = {key: value for key, value in row.items() if not isinstance(value, list)}
+            self._run.log({"trainer/step" if key == "step" else key: value for key, value in numbers.items()})
 
     def sample(self, row: dict[str, Any]) -> None:
         """Log the text as a small page: a table would be sent anew, and longer, each time."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 from gpt2x.config.option import ConfigError, option
+
+LAYER_DECAY = "learning rate of each block, as a share of that of the block above it; embeddings come last"
 
 
 @dataclass(kw_only=True)
@@ -17,6 +20,7 @@ class AdamWConfig:
     betas: list[float] = option([0.9, 0.95], "decay of the first and second moment", minimum=0, below=1)
     eps: float = option(1e-8, "added to the denominator", above=0)
     decay_all: bool = option(False, "decay norms and biases too, as the plain torch optimizer does")
+    layer_decay: float = option(1.0, LAYER_DECAY, above=0, maximum=1)
 
     def check(self) -> None:
         if len(self.betas) != 2:
@@ -33,6 +37,7 @@ class SGDConfig:
     nesterov: bool = option(False, "Nesterov's momentum")
     weight_decay: float = option(0.0, "decay of matrices and embeddings", minimum=0, maximum=10)
     decay_all: bool = option(False, "decay norms and biases too")
+    layer_decay: float = option(1.0, LAYER_DECAY, above=0, maximum=1)
 
     def check(self) -> None:
         if self.nesterov and self.momentum == 0:
@@ -88,7 +93,7 @@ class TrainerConfig:
     )
     eval_every: int = option(100, "steps between evaluations on the whole validation split", minimum=1)
     eval_train_windows: int = option(
-        0, "also evaluate on about as many windows of the training split, the same each time", minimum=0
+        0, "also evaluate on about as many windows (or rows) of the training split, the same each time", minimum=0
     )
     patience: int | None = option(
         None, "stop after as many evaluations without a better validation loss; null: never", minimum=1
@@ -111,3 +116,63 @@ class TrainerConfig:
                 f"exactly one of max_steps and max_epochs says how long to train; {given}",
                 remedy,
             )
+
+
+@dataclass(kw_only=True)
+class ScratchConfig:
+    """Random weights."""
+
+    _target_: str = "gpt2x.training.init.scratch"
+
+
+@dataclass(kw_only=True)
+class RunInitConfig:
+    """The weights, the model and the tokenizer of an earlier run."""
+
+    _target_: str = "gpt2x.training.init.from_run"
+    path: str = option(help="the folder of the run whose model to go on from", verbatim=True)
+    which: str = option("best", "which of the run's checkpoints: best, last, or a step's number")
+
+    def check(self) -> None:
+        if self.which not in ("best", "last") and not self.which.isdecimal():
+            raise ConfigError("which", self.which, "expected best, last, or a step's number")
+
+    def check_available(self) -> None:
+        if not os.path.isfile(os.path.join(self.path, "config.yaml")):
+            problem = "not the folder of a run (it has no config.yaml)"
+            raise ConfigError("path", self.path, problem, "runs lie under outputs/runs")
+
+
+@dataclass(kw_only=True)
+class FullConfig:
+    """Train everything."""
+
+    _target_: str = "gpt2x.training.finetune.full"
+
+
+@dataclass(kw_only=True)
+class FrozenConfig:
+    """What all ways to train only a part share: the states below the first trained block never change."""
+
+    cache: str = option(
+        "auto",
+        "compute what the frozen layers make of each example once: auto (in memory if it fits in half of what is free, else "
+        "in a file), memory, disk (under paths.cache, where later runs find it too), off",
+        choices=("auto", "memory", "disk", "off"),
+    )
+    cache_gb: float = option(8.0, "the most that may take, in GB; above, it is computed anew each time", above=0)
+
+
+@dataclass(kw_only=True)
+class LastBlockConfig(FrozenConfig):
+    """Train the last block (or more), the final norm and the head."""
+
+    _target_: str = "gpt2x.training.finetune.last_block"
+    blocks: int = option(1, "how many blocks, from the last one down", minimum=0)
+
+
+@dataclass(kw_only=True)
+class HeadConfig(FrozenConfig):
+    """Train the head alone."""
+
+    _target_: str = "gpt2x.training.finetune.head"

@@ -10,21 +10,21 @@ from torch import Tensor, nn
 
 
 class EMA:
-    """Keeps `average = decay * average + (1 - decay) * weights`, updated after each step (Polyak and Juditsky, 1992).
+    """Keeps `average = decay * average + (1 - decay) * weights` of named parameters, updated after each step (Polyak and Juditsky, 1992).
 
     Early on the decay is (1 + n) / (10 + n) after n updates if that is less, so that the random initial
     weights are soon forgotten.
     """
 
-    def __init__(self, model: nn.Module, decay: float):
-        self.model, self.decay = model, decay
-        self.average = {name: p.detach().clone() for name, p in model.named_parameters()}
+    def __init__(self, parameters: dict[str, nn.Parameter], decay: float):
+        self.parameters, self.decay = parameters, decay
+        self.average = {name: p.detach().clone() for name, p in parameters.items()}
 
     @torch.no_grad()
     def update(self, n_updates: int) -> None:
         """Take in the current weights; `n_updates` counts those before this one."""
         decay = min(self.decay, (1 + n_updates) / (10 + n_updates))
-        for name, parameter in self.model.named_parameters():
+        for name, parameter in self.parameters.items():
             self.average[name].lerp_(parameter, 1 - decay)
 
     @contextlib.contextmanager
@@ -37,7 +37,7 @@ class EMA:
             self._swap()
 
     def _swap(self) -> None:
-        for name, parameter in self.model.named_parameters():
+        for name, parameter in self.parameters.items():
             average = self.average[name]
             self.average[name], parameter.data = parameter.data, average
 

@@ -13,18 +13,22 @@ from gpt2x.config.compose import from_yaml
 from gpt2x.config.instantiate import instantiate
 from gpt2x.config.schema import TrainConfig
 from gpt2x.errors import UserError
+from gpt2x.model.lora import base_hash, has_lora, merge
+from gpt2x.task.base import Task
 from gpt2x.tokenizer import base as tokenizers
 from gpt2x.training.checkpoint import Checkpoint, CheckpointError, Checkpoints
+from gpt2x.training.streams import RandomStreams
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class LoadedRun:
-    """A run's configuration, tokenizer and model (on the CPU, in evaluation mode), and the checkpoint it comes from."""
+    """A run's configuration, tokenizer, task and model (on the CPU, in evaluation mode), and the checkpoint it comes from."""
 
     config: TrainConfig
     tokenizer: tokenizers.Tokenizer
+    task: Task
     model: nn.Module
     checkpoint: Checkpoint
 
@@ -32,8 +36,9 @@ class LoadedRun:
 def load_run(path: str | Path, which: str = "best") -> LoadedRun:
     """Load the "best" or "last" checkpoint of the run in folder `path`, or that of a step.
 
-    Where the run keeps an average of its weights, that is what is loaded: the validation loss is the average's.
-    Raises UserError where there is no such run or checkpoint, or the tokenizer is not the model's.
+    Where the run keeps an average of its weights, that is what is loaded: the validation loss is the average's. Of a run
+    with finetune=lora the model that it started from is loaded first, and the adapter is added to its weights.
+    Raises UserError where there is no such run or checkpoint, or the tokenizer or the adapter is not the model's.
     """
     path = Path(path)
     if not (path / "config.yaml").is_file():
@@ -42,12 +47,30 @@ def load_run(path: str | Path, which: str = "best") -> LoadedRun:
     checkpoint = Checkpoints(path / "checkpoints").select(which)
     tokenizer = tokenizers.load(path / "tokenizer.json")
     checkpoint.require({"tokenizer": tokenizer.fingerprint})
-    model = instantiate(config.model, vocab_size=tokenizer.vocab_size)
+    task = instantiate(config.task, tokenizer, checkpoint.state.get("about", {}))
     weights = checkpoint.tensors("ema" if checkpoint.has("ema") else "model")
-    parameters = dict(model.named_parameters())
+    if "base" in checkpoint.state["identity"]:
+        model = new_model(config, tokenizer, task)
+        checkpoint.require({"base": base_hash(model)})
+        parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    else:
+        model = task.model(instantiate(config.model, vocab_size=tokenizer.vocab_size))
+        parameters = dict(model.named_parameters())
     if parameters.keys() != weights.keys():
         raise CheckpointError(f"{checkpoint.folder} has other weights than the model of {path / 'config.yaml'}")
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(weights[name])
-    return LoadedRun(config, tokenizer, model.eval(), checkpoint)
+    if has_lora(model):
+        merge(model)
+    return LoadedRun(config, tokenizer, task, model.eval(), checkpoint)
+
+
+def new_model(config: TrainConfig, tokenizer: tokenizers.Tokenizer, task: Task) -> nn.Module:
+    """The model that a run begins with, before its first step: the same one each time."""
+    streams = RandomStreams(config.seed)
+    gpt = instantiate(config.model, vocab_size=tokenizer.vocab_size, generator=streams.generator("init"))
+    instantiate(config.init, gpt, tokenizer)
+    model = task.model(gpt, streams.generator("head"))
+    instantiate(config.finetune, model, generator=streams.generator("adapter"))
+    return model

@@ -12,21 +12,28 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from typing import Any
+
 from torch import nn
 
+from gpt2x.config.compose import from_yaml
 from gpt2x.config.instantiate import instantiate
 from gpt2x.config.schema import TrainConfig
-from gpt2x.data.text import TextCorpus
-from gpt2x.data.windows import WindowedData
-from gpt2x.device import default_threads
+from gpt2x.device import Device, default_threads
 from gpt2x.errors import UserError
 from gpt2x.files import shown
 from gpt2x.generation.controls import Controls
 from gpt2x.generation.generator import TextGenerator
+from gpt2x.model.lora import base_hash, has_lora
+from gpt2x.task.base import Task
 from gpt2x.tokenizer import base as tokenizers
 from gpt2x.tracking.console import Progress, clock, size
 from gpt2x.tracking.tracker import RunFiles, Tracker, Trackers
 from gpt2x.training.checkpoint import Checkpoint, Checkpoints
+from gpt2x.training.config import FrozenConfig, RunInitConfig
+from gpt2x.training.finetune import table
+from gpt2x.training.frozen import FrozenStates, frozen_states
+from gpt2x.training.load import new_model
 from gpt2x.training.plots import plot_loss
 from gpt2x.training.run_folder import RunFolder
 from gpt2x.training.signals import StopRequest
@@ -59,9 +66,9 @@ def train(config: TrainConfig, run_dir: Path, *, overrides: list[str] | None = N
         device = instantiate(config.device)
         corpus = instantiate(config.data, cache=config.paths.cache, mirror=config.paths.mirror)
         tokenizer = _tokenizer(config, corpus, run_dir)
-        data = corpus.tokenize(tokenizer, context_length=config.model.context_length, seed=streams.number("data"))
-        model = instantiate(config.model, vocab_size=tokenizer.vocab_size, generator=streams.generator("init"))
-        task = instantiate(config.task, token_lengths=tokenizer.token_lengths())
+        task = instantiate(config.task, tokenizer, corpus.about)
+        data = task.batches(corpus, context_length=config.model.context_length, seed=streams.number("data"))
+        model = new_model(config, tokenizer, task)
         optimizer = instantiate(config.optimizer, model)
         steps = config.trainer.max_steps or math.ceil(
             config.trainer.max_epochs * data.batches_per_epoch / config.trainer.accumulate
@@ -76,6 +83,10 @@ def train(config: TrainConfig, run_dir: Path, *, overrides: list[str] | None = N
             keep_every=config.trainer.keep_every,
         )
         identity = {"tokenizer": tokenizer.fingerprint, "corpus": corpus.fingerprint}
+        saved = dict(model.named_parameters())
+        if has_lora(model):  # the adapter alone: the rest is the base's, and is there already
+            identity["base"] = base_hash(model)
+            saved = {name: parameter for name, parameter in saved.items() if parameter.requires_grad}
         checkpoint = checkpoints.recover() if config.resume is not None else None
         if checkpoint is not None:
             checkpoint.require(identity)
@@ -85,6 +96,8 @@ def train(config: TrainConfig, run_dir: Path, *, overrides: list[str] | None = N
                 model=model,
                 task=task,
                 data=data,
+                saved=set(saved),
+                frozen=_frozen(config, model, data, device, steps),
                 optimizer=optimizer,
                 schedule=schedule,
                 device=device,
@@ -97,7 +110,7 @@ def train(config: TrainConfig, run_dir: Path, *, overrides: list[str] | None = N
                     peak_memory=device.peak_memory,
                     bar=sweep is None,  # the bars of jobs side by side would overwrite each other
                 ),
-                sample=_sampler(config, model, tokenizer, streams),
+                sample=_sampler(config, task, corpus, model, tokenizer, streams),
                 identity=identity,
                 max_steps=steps,
                 accumulate=config.trainer.accumulate,
@@ -115,6 +128,8 @@ def train(config: TrainConfig, run_dir: Path, *, overrides: list[str] | None = N
             log.info("data     %s", data)
             log.info("tokens   %s, %s in the vocabulary", tokenizer.kind, f"{tokenizer.vocab_size:,}")
             log.info("model    %s", model)
+            if not all(parameter.requires_grad for parameter in model.parameters()):
+                log.info("%s", table(model))
             log.info("training %s", _plan(config, data, steps, state))
             log.info("device   %s", device)
             if state.step >= steps:
@@ -127,12 +142,19 @@ def train(config: TrainConfig, run_dir: Path, *, overrides: list[str] | None = N
         return Result(run_dir, state.best, state)
 
 
-def _tokenizer(config: TrainConfig, corpus: TextCorpus, run_dir: Path) -> tokenizers.Tokenizer:
-    """The run's own tokenizer where it has one already; else a new one, learned once per corpus and settings."""
+def _tokenizer(config: TrainConfig, corpus: Any, run_dir: Path) -> tokenizers.Tokenizer:
+    """The run's own tokenizer where it has one already; that of the run it starts from; else a new one, learned once per
+    corpus and settings."""
     mine = run_dir / "tokenizer.json"
     if config.resume is not None and mine.exists():
         return tokenizers.load(mine)
     settings = config.tokenizer
+    if isinstance(config.init, RunInitConfig):
+        first = Path(config.init.path)
+        if from_yaml(first / "config.yaml", TrainConfig).tokenizer == settings:
+            tokenizer = tokenizers.load(first / "tokenizer.json")
+            tokenizers.save(tokenizer, mine)
+            return tokenizer
     key = hashlib.sha256(f"{corpus.fingerprint} {json.dumps(asdict(settings), sort_keys=True)}".encode()).hexdigest()[:24]
     cached = Path(config.paths.cache) / "tokenizers" / f"{corpus.name}-{key}.json"
     if settings.learns_from and cached.exists():
@@ -173,30 +195,49 @@ def _tracking(config: TrainConfig, folder: RunFolder, checkpoint: Checkpoint | N
         tracker.finish(folder.result["status"], folder.summary())
 
 
-def _sampler(
-    config: TrainConfig, model: nn.Module, tokenizer: tokenizers.Tokenizer, streams: RandomStreams
-) -> Callable[[int], dict[str, str]] | None:
-    """What continues config.sample_prompt in a random stream of its own, or None where no sample is wanted."""
-    if config.sample_prompt is None:
+def _frozen(config: TrainConfig, model: nn.Module, data: Any, device: Device, steps: int) -> FrozenStates | None:
+    """What the frozen layers make of the data, where there are any and it is known once and for all."""
+    if not isinstance(config.finetune, FrozenConfig):
         return None
+    device.prepare(model)
+    return frozen_states(
+        model,
+        data,
+        device,
+        keep=config.finetune.cache,
+        limit_gb=config.finetune.cache_gb,
+        epochs=steps * config.trainer.accumulate / data.batches_per_epoch,
+        folder=Path(config.paths.cache) / "frozen",
+    )
+
+
+def _sampler(
+    config: TrainConfig, task: Task, corpus: Any, model: nn.Module, tokenizer: tokenizers.Tokenizer, streams: RandomStreams
+) -> Callable[[int], list[dict[str, str]]]:
+    """What continues the task's examples in a random stream of its own."""
+    asked = task.examples_to_show(corpus)
+    if config.task.data_kind == "text" and config.sample_prompt is not None:
+        asked = [{"prompt": config.sample_prompt}]
+    if not asked:
+        return lambda step: []
     generator = TextGenerator(model, tokenizer)
-    generator.encode(config.sample_prompt)  # what cannot be done is told now, not at the first evaluation
+    for example in asked:
+        generator.encode(example["prompt"])  # what cannot be done is told now, not at the first evaluation
     Controls.from_config(config.sampling, tokenizer)
 
-    def sample(step: int) -> dict[str, str]:
-        made = generator.generate([config.sample_prompt], sampling=config.sampling, seed=streams.number("sample", step))
-        return {"prompt": config.sample_prompt, "text": "\n\n".join(completion.text for completion in made)}
+    def sample(step: int) -> list[dict[str, str]]:
+        prompts, each = [example["prompt"] for example in asked], config.sampling.samples
+        made = generator.generate(prompts, sampling=config.sampling, seed=streams.number("sample", step))
+        texts = ["\n\n".join(c.text for c in made[i : i + each]) for i in range(0, len(made), each)]
+        return [example | {"text": text} for example, text in zip(asked, texts, strict=True)]
 
     return sample
 
 
-def _plan(config: TrainConfig, data: WindowedData, steps: int, state: TrainState) -> str:
-    windows = config.data.batch_size * config.trainer.accumulate
-    epochs = steps * config.trainer.accumulate / data.batches_per_epoch
-    tokens = steps * windows * config.model.context_length
-    plan = (
-        f"{steps:,} steps of {windows} x {config.model.context_length} tokens, {tokens / 1e6:.2f}M in all, {epochs:.1f} epochs"
-    )
+def _plan(config: TrainConfig, data: Any, steps: int, state: TrainState) -> str:
+    micro_batches = steps * config.trainer.accumulate
+    batch = f"{config.trainer.accumulate} x " * (config.trainer.accumulate > 1) + data.batch_shape
+    plan = f"{steps:,} steps of {batch}, {micro_batches / data.batches_per_epoch:.1f} epochs"
     return f"{plan}; going on from step {state.step:,}" if config.resume is not None else plan
 
 

@@ -19,13 +19,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from gpt2x.data.windows import WindowedData
+from gpt2x.data.batch import Batch
 from gpt2x.device import Device
 from gpt2x.errors import UserError
 from gpt2x.tracking.console import Progress
+from gpt2x.task.base import Task
 from gpt2x.tracking.tracker import Tracker
 from gpt2x.training.checkpoint import Checkpoint, Checkpoints
 from gpt2x.training.ema import EMA
+from gpt2x.training.frozen import FrozenStates
 from gpt2x.training.schedule import Schedule
 from gpt2x.training.signals import StopRequest
 from gpt2x.training.streams import RandomStreams
@@ -48,7 +50,7 @@ class TrainState:
     best_step: int | None = None
     evaluations_since_best: int = 0
     evaluated_step: int = -1  # the last step that was evaluated: an evaluation cut short is made again
-    metrics: dict[str, float] = field(default_factory=dict)  # the last evaluation's
+    metrics: dict[str, Any] = field(default_factory=dict)  # the last evaluation's
     unlogged: dict[str, Any] = field(default_factory=dict)  # this step's row, while its evaluation is still to come
     finished: bool = False
 
@@ -56,16 +58,19 @@ class TrainState:
 class Trainer:
     """Trains `model` on `data` for `task`; see TrainerConfig for the settings.
 
-    `sample(step)` makes a text to look at after an evaluation, or is None. `identity` is saved with every
-    checkpoint (see Checkpoint.require).
+    `saved` are the names of the parameters that a checkpoint holds: all that the model cannot be made without.
+    `frozen` adds to a batch what the frozen layers make of it, or is None. `sample(step)` makes texts to look at after
+    an evaluation. `identity` is saved with every checkpoint (see Checkpoint.require), and so is the task's `about`.
     """
 
     def __init__(
         self,
         *,
         model: nn.Module,
-        task: Any,
-        data: WindowedData,
+        task: Task,
+        data: Any,
+        saved: set[str],
+        frozen: FrozenStates | None,
         optimizer: torch.optim.Optimizer,
         schedule: Schedule,
         device: Device,
@@ -73,7 +78,7 @@ class Trainer:
         tracker: Tracker,
         checkpoints: Checkpoints,
         progress: Progress,
-        sample: Callable[[int], dict[str, str]] | None,
+        sample: Callable[[int], list[dict[str, str]]],
         identity: dict[str, Any],
         max_steps: int,
         accumulate: int,
@@ -91,10 +96,11 @@ class Trainer:
         self.max_steps, self.accumulate, self.clip_norm = max_steps, accumulate, clip_norm
         self.eval_every, self.eval_train_windows, self.patience = eval_every, eval_train_windows, patience
         self.checkpoint_every, self.log_every = checkpoint_every or eval_every, log_every
-        self.parameters = dict(model.named_parameters())
+        self.parameters = {name: p for name, p in model.named_parameters() if name in saved}
+        self.frozen = frozen
         self.peak_lrs = [group["lr"] for group in optimizer.param_groups]
         self.forward = device.prepare(model)
-        self.ema = EMA(model, ema_decay) if ema_decay is not None else None
+        self.ema = EMA(self.parameters, ema_decay) if ema_decay is not None else None
         self.state = TrainState()
         self.saved = (-1, -1)  # the step of the newest checkpoint, and the last evaluation it knows of
         self.interval = [0, 0.0]  # tokens and seconds of training since the last logged row
@@ -164,8 +170,8 @@ class Trainer:
         self.model.train()
         self.streams.seed_dropout(state.step)
         first = state.step * self.accumulate
-        batches = [self.data.train_batch(first + i).to(self.device.torch_device) for i in range(self.accumulate)]
-        weight = sum(batch.weight for batch in batches)
+        batches = [self._ready(self.data.train_batch(first + i)) for i in range(self.accumulate)]
+        weight, tokens = sum(batch.weight for batch in batches), sum(batch.tokens for batch in batches)
         loss = 0.0
         for batch in batches:
             with self.device.autocast():
@@ -184,8 +190,8 @@ class Trainer:
         if self.ema is not None:
             self.ema.update(state.step)
         state.step += 1
-        state.tokens += weight
-        self.interval[0] += weight
+        state.tokens += tokens
+        self.interval[0] += tokens
         self.interval[1] += time.perf_counter() - started
         speed = self.interval[0] / self.interval[1]
         self.progress.step(state.step, loss, speed)
@@ -194,6 +200,11 @@ class Trainer:
         self.interval = [0, 0.0]
         lr = self.optimizer.param_groups[0]["lr"]
         return {"train/loss": loss, "lr": lr, "grad_norm": norm, "tokens_per_s": speed}
+
+    def _ready(self, batch: Batch) -> Batch:
+        """The batch on the device, with what is known of it from the frozen layers."""
+        batch = batch.to(self.device.torch_device)
+        return batch if self.frozen is None else self.frozen(batch)
 
     def _give_up(self, loss: float, norm: float, batches: list) -> None:
         last = self.checkpoints.steps()
@@ -207,7 +218,7 @@ class Trainer:
 
     # -- evaluation -----------------------------------------------------------------------------------------
 
-    def _evaluate(self, stop: StopRequest) -> dict[str, float] | None:
+    def _evaluate(self, stop: StopRequest) -> dict[str, Any] | None:
         """Metrics of whole splits with what training keeps as its result; None, and nothing noted, if stopped.
 
         Always the validation split, part of the training split if asked for, and at the run's end the test split.
@@ -229,20 +240,19 @@ class Trainer:
             if better:
                 state.best, state.best_step = value, state.step
             self.progress.evaluated(state.step, row, best=better)
-            if self.sample is not None:
-                sample = self.sample(state.step)
+            for sample in self.sample(state.step):
                 self.tracker.sample({"step": state.step} | sample)
                 self.progress.sampled(sample)
         return row
 
     def _measure(
-        self, split: str, name: str, max_windows: int | None, stop: StopRequest, row: dict[str, float] | None = None
-    ) -> dict[str, float] | None:
+        self, split: str, name: str, maximum: int | None, stop: StopRequest, row: dict[str, Any] | None = None
+    ) -> dict[str, Any] | None:
         """`row` with the metrics of a split, called name/..., added to it; None if stopped."""
         row = row or {}
-        if not self.data.n_eval_tokens(split):
+        if not self.data.n_eval(split):
             return row
-        batches = (batch.to(self.device.torch_device) for batch in self.data.eval_batches(split, max_windows))
+        batches = map(self._ready, self.data.eval_batches(split, maximum))
         with self.device.autocast():
             metrics = self.task.evaluate(self.model, batches, stop)
         return None if metrics is None else row | {f"{name}/{key}": value for key, value in metrics.items()}
@@ -278,6 +288,7 @@ class Trainer:
             "best_step": self.state.best_step,
             "trainer": asdict(self.state),
             "identity": self.identity,
+            "about": self.task.about,
             "threads": self.device.threads,
         }
         self.checkpoints.save(state, tensors)
