@@ -15,7 +15,7 @@ from gpt2x.benchmark.config import GenerateSuiteConfig
 from gpt2x.config.option import ConfigError, option
 from gpt2x.data.config import SPLITS, TextConfig
 from gpt2x.device import DeviceConfig
-from gpt2x.evaluation.config import PerplexityConfig
+from gpt2x.evaluation.config import ClassificationConfig, PerplexityConfig, RougeConfig
 from gpt2x.generation.config import GenerationConfig, SamplingConfig, WeightsConfig
 from gpt2x.model.config import GPTConfig
 from gpt2x.task.config import ClassificationConfig, LanguageModelingConfig
@@ -50,7 +50,7 @@ GROUPS: dict[str, tuple[type, ...]] = {
     "device": (DeviceConfig,),
     "logger": (WandbConfig, NoLoggerConfig),
     "sampling": (SamplingConfig,),
-    "evaluation": (PerplexityConfig,),
+    "evaluation": (PerplexityConfig, ClassificationConfig, RougeConfig),
     "suite": (GenerateSuiteConfig,),
 }
 
@@ -236,7 +236,7 @@ class EvaluateConfig(TrainedModelConfig):
     def check(self) -> None:
         super().check()
         reduced = self.generation.weights != "fp32" or self.device.precision != "fp32"
-        if self.evaluation.against_fp32 and not reduced:
+        if getattr(self.evaluation, "against_fp32", False) and not reduced:
             raise ConfigError(
                 "evaluation.against_fp32",
                 True,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from typing import ClassVar
 
 from gpt2x.config.option import ConfigError, option
 
@@ -11,6 +13,7 @@ from gpt2x.config.option import ConfigError, option
 class PerplexityConfig:
     """How well the model predicts a text: loss, perplexity and bits per byte."""
 
+    data_kind: ClassVar[str] = "text"
     _target_: str = "gpt2x.evaluation.perplexity.Perplexity"
     mode: str = option(
         "documents",
@@ -36,3 +39,51 @@ class PerplexityConfig:
                 f"windows hold {self.context_length} tokens, so some would be left out",
                 f"use at most {self.context_length}",
             )
+
+
+@dataclass(kw_only=True)
+class ClassificationConfig:
+    """How good a classifier is: accuracy, F1, AUROC, calibration and more, with 95 % intervals, beside a baseline."""
+
+    data_kind: ClassVar[str] = "table"
+    _target_: str = "gpt2x.evaluation.classification.Classification"
+    batch_size: int = option(16, "texts computed at once; the result does not depend on it", minimum=1)
+    bootstrap: int = option(1000, "times that the rows are drawn anew for the intervals; 0: only Wilson's intervals", minimum=0)
+    bins: int = option(15, "bins of equal width for the calibration error", minimum=1)
+    baseline: bool = option(
+        True, "also train a logistic regression on TF-IDF of words with the training split, to compare with"
+    )
+    predictions: str | None = option(
+        None, "a CSV file for each row's text, label, predicted label and probabilities; null: none", verbatim=True
+    )
+    plot: str | None = option(
+        None, "a PNG file for the confusion matrix and the reliability diagram; null: none", verbatim=True
+    )
+
+    def check_available(self) -> None:
+        _check_files(predictions=self.predictions, plot=self.plot)
+
+
+@dataclass(kw_only=True)
+class RougeConfig:
+    """How near a model's answers come to the references: ROUGE-1, -2 and -L, beside the source's first sentences."""
+
+    data_kind: ClassVar[str] = "instructions"
+    _target_: str = "gpt2x.evaluation.rouge.Rouge"
+    batch_size: int = option(8, "answers that are made at the same time", minimum=1)
+    max_examples: int | None = option(None, "answer only the first so many examples of the split; null: all", minimum=1)
+    max_new_tokens: int = option(100, "tokens of an answer at most", minimum=1)
+    beams: int = option(1, "1: always the likeliest token (greedy); more: beam search", minimum=1)
+    bootstrap: int = option(1000, "times that the examples are drawn anew for the intervals; 0: no intervals", minimum=0)
+    predictions: str | None = option(
+        None, "a JSON lines file for each example's prompt, answer, references and scores; null: none", verbatim=True
+    )
+
+    def check_available(self) -> None:
+        _check_files(predictions=self.predictions)
+
+
+def _check_files(**files: str | None) -> None:
+    for name, path in files.items():
+        if path is not None and os.path.isdir(path):
+            raise ConfigError(name, path, "is a folder", "name a file in it")
