@@ -18,7 +18,7 @@ from gpt2x.device import DeviceConfig
 from gpt2x.evaluation.config import ClassificationConfig, PerplexityConfig, RougeConfig
 from gpt2x.generation.config import GenerationConfig, SamplingConfig, WeightsConfig
 from gpt2x.model.config import GPTConfig
-from gpt2x.task.config import ClassificationConfig, LanguageModelingConfig
+from gpt2x.task.config import ClassifierConfig, LanguageModelingConfig
 from gpt2x.tokenizer.config import BPETokenizerConfig, CharTokenizerConfig, GPT2TokenizerConfig
 from gpt2x.tracking.config import NoLoggerConfig, WandbConfig
 from gpt2x.training.config import (
@@ -42,7 +42,7 @@ GROUPS: dict[str, tuple[type, ...]] = {
     "model": (GPTConfig,),
     "tokenizer": (GPT2TokenizerConfig, BPETokenizerConfig, CharTokenizerConfig),
     "data": (TextConfig,),
-    "task": (LanguageModelingConfig, ClassificationConfig),
+    "task": (LanguageModelingConfig, ClassifierConfig),
     "init": (ScratchConfig, RunInitConfig),
     "finetune": (FullConfig, LastBlockConfig, HeadConfig),
     "optimizer": (AdamWConfig, SGDConfig),

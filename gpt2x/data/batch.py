@@ -44,5 +44,5 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         if self.inputs.device == device:
             return self
-        tensors = {name: t.to(device) for name in ("inputs", "targets", "lengths", "documents") if (t := getattr(self, name)) is not None}
-        return dataclasses.replace(self, **tensors)
+        tensors = {name: getattr(self, name) for name in ("inputs", "targets", "lengths", "documents")}
+        return dataclasses.replace(self, **{name: t.to(device) for name, t in tensors.items() if t is not None})

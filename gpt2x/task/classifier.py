@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 class Classification(Task):
-    """Cross-entropy over the classes of whole texts; see ClassificationConfig for the settings.
+    """Cross-entropy over the classes of whole texts; see ClassifierConfig for the settings.
 
     `about` holds "labels", the names of the classes, and for pooling=padded_last "padded_length".
     """
@@ -80,7 +80,7 @@ class Classification(Task):
             weight += weights_B.sum().item()
             classes.append(batch.targets.cpu().numpy())
             probabilities.append(logits_BK.softmax(-1).numpy())
-        measured = report(np.concatenate(classes), np.concatenate(probabilities), self.labels, bootstrap=0)
+        measured = report(np.concatenate(classes), np.concatenate(probabilities), labels=self.labels, bootstrap=0)
         return {"loss": nats / weight} | flat(measured) | {"confusion": measured["confusion"]}
 
     @torch.inference_mode()

@@ -17,7 +17,7 @@ class LanguageModelingConfig:
 
 
 @dataclass(kw_only=True)
-class ClassificationConfig:
+class ClassifierConfig:
     """Tell which class a text belongs to: a linear head over one of GPT-2's states."""
 
     data_kind: ClassVar[str] = "table"

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 
 class EMA:
-    """Keeps `average = decay * average + (1 - decay) * weights` of named parameters, updated after each step (Polyak and Juditsky, 1992).
+    """Keeps `average = decay * average + (1 - decay) * weights` of named parameters, updated after each step (Polyak and
+    Juditsky, 1992).
 
     Early on the decay is (1 + n) / (10 + n) after n updates if that is less, so that the random initial
     weights are soon forgotten.

@@ -27,7 +27,7 @@ def from_run(gpt: GPT, tokenizer: Tokenizer, *, path: str, which: str) -> None:
     run = load_run(path, which)
     if run.tokenizer.fingerprint != tokenizer.fingerprint:
         raise UserError(
-            f"init.path={path}: that run's model reads {run.tokenizer.kind} tokens, this one has other {tokenizer.kind} tokens\n"
+            f"init.path={path}: that run's tokens ({run.tokenizer.kind}) are not this one's ({tokenizer.kind})\n"
             "  leave out tokenizer=: with init=run the tokenizer is the run's own"
         )
     source = dict(parts(run.model)[0].named_parameters())

@@ -13,7 +13,7 @@ from gpt2x.config.compose import from_yaml
 from gpt2x.config.instantiate import instantiate
 from gpt2x.config.schema import TrainConfig
 from gpt2x.errors import UserError
-from gpt2x.model.lora import base_hash, has_lora, merge
+from gpt2x.model.lora import adapted_layers, base_hash, merge
 from gpt2x.task.base import Task
 from gpt2x.tokenizer import base as tokenizers
 from gpt2x.training.checkpoint import Checkpoint, CheckpointError, Checkpoints
@@ -61,7 +61,7 @@ def load_run(path: str | Path, which: str = "best") -> LoadedRun:
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(weights[name])
-    if has_lora(model):
+    if adapted_layers(model):
         merge(model)
     return LoadedRun(config, tokenizer, task, model.eval(), checkpoint)
 

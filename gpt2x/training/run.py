@@ -11,7 +11,6 @@ import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-
 from typing import Any
 
 from torch import nn
@@ -24,7 +23,7 @@ from gpt2x.errors import UserError
 from gpt2x.files import shown
 from gpt2x.generation.controls import Controls
 from gpt2x.generation.generator import TextGenerator
-from gpt2x.model.lora import base_hash, has_lora
+from gpt2x.model.lora import adapted_layers, base_hash
 from gpt2x.task.base import Task
 from gpt2x.tokenizer import base as tokenizers
 from gpt2x.tracking.console import Progress, clock, size
@@ -84,7 +83,7 @@ def train(config: TrainConfig, run_dir: Path, *, overrides: list[str] | None = N
         )
         identity = {"tokenizer": tokenizer.fingerprint, "corpus": corpus.fingerprint}
         saved = dict(model.named_parameters())
-        if has_lora(model):  # the adapter alone: the rest is the base's, and is there already
+        if adapted_layers(model):  # the adapter alone: the rest is the base's, and is there already
             identity["base"] = base_hash(model)
             saved = {name: parameter for name, parameter in saved.items() if parameter.requires_grad}
         checkpoint = checkpoints.recover() if config.resume is not None else None

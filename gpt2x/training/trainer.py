@@ -22,8 +22,8 @@ from torch import nn
 from gpt2x.data.batch import Batch
 from gpt2x.device import Device
 from gpt2x.errors import UserError
-from gpt2x.tracking.console import Progress
 from gpt2x.task.base import Task
+from gpt2x.tracking.console import Progress
 from gpt2x.tracking.tracker import Tracker
 from gpt2x.training.checkpoint import Checkpoint, Checkpoints
 from gpt2x.training.ema import EMA
