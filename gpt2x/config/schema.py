@@ -26,6 +26,7 @@ from gpt2x.training.config import (
     ConstantConfig,
     CosineConfig,
     LinearConfig,
+    LoRAConfig,
     SGDConfig,
     TrainerConfig,
     WSDConfig,
@@ -38,6 +39,7 @@ GROUPS: dict[str, tuple[type, ...]] = {
     "tokenizer": (GPT2TokenizerConfig, BPETokenizerConfig, CharTokenizerConfig),
     "data": (TextConfig,),
     "task": (LanguageModelingConfig,),
+    "finetune": (LoRAConfig,),
     "optimizer": (AdamWConfig, SGDConfig),
     "schedule": (CosineConfig, WSDConfig, LinearConfig, ConstantConfig),
     "device": (DeviceConfig,),
@@ -80,6 +82,7 @@ class TrainConfig:
     tokenizer: Any = None
     data: Any = None
     task: Any = None
+    finetune: Any | None = None  # null: everything is trained
     optimizer: Any = None
     schedule: Any = None
     trainer: TrainerConfig = field(default_factory=TrainerConfig)

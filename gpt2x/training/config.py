@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 from gpt2x.config.option import ConfigError, option
@@ -73,6 +74,33 @@ class ConstantConfig:
 
     _target_: str = "gpt2x.training.schedule.Constant"
     warmup_steps: int = option(0, "steps from zero to the peak", minimum=0)
+
+
+@dataclass(kw_only=True)
+class LoRAConfig:
+    """LoRA (Hu et al., 2021): the model is frozen, and small matrices beside its linear layers are trained."""
+
+    _target_: str = "gpt2x.training.finetune.lora"
+    rank: int = option(8, "inner width of the two matrices", minimum=1)
+    alpha: float = option(16.0, "how much their product counts: it is scaled by alpha/rank", above=0)
+    dropout: float = option(0.0, "dropout on what goes into the first of the two", minimum=0, below=1)
+    rslora: bool = option(False, "scale by alpha/sqrt(rank), so that higher ranks learn as fast (Kalajdzievski, 2023)")
+    dora: bool = option(False, "learn the length of each output's weights by itself (DoRA, Liu et al., 2024)")
+    targets: list[str] = option(
+        ["c_attn", "c_proj", "c_fc"], "the layers, by the ends of their names: c_proj, attn.c_proj, h.11.mlp.c_fc"
+    )
+    adapter: str | None = option(
+        None, "a PEFT folder (adapter_config.json, adapter_model.safetensors) to start from; null: a new one", verbatim=True
+    )
+
+    def check(self) -> None:
+        if not self.targets:
+            raise ConfigError("targets", [], "nothing would be trained", "such as finetune.targets=[c_attn]")
+
+    def check_available(self) -> None:
+        if self.adapter is not None and not os.path.isfile(os.path.join(self.adapter, "adapter_config.json")):
+            problem = "not the folder of a PEFT adapter (it has no adapter_config.json)"
+            raise ConfigError("adapter", self.adapter, problem, f"looked from {os.getcwd()}")
 
 
 @dataclass(kw_only=True)
