@@ -81,6 +81,33 @@ class ConstantConfig:
 
 
 @dataclass(kw_only=True)
+class LoRAConfig:
+    """LoRA (Hu et al., 2021): the model is frozen, and small matrices beside its linear layers are trained."""
+
+    _target_: str = "gpt2x.training.finetune.lora"
+    rank: int = option(8, "inner width of the two matrices", minimum=1)
+    alpha: float = option(16.0, "how much their product counts: it is scaled by alpha/rank", above=0)
+    dropout: float = option(0.0, "dropout on what goes into the first of the two", minimum=0, below=1)
+    rslora: bool = option(False, "scale by alpha/sqrt(rank), so that higher ranks learn as fast (Kalajdzievski, 2023)")
+    dora: bool = option(False, "learn the length of each output's weights by itself (DoRA, Liu et al., 2024)")
+    targets: list[str] = option(
+        ["c_attn", "c_proj", "c_fc"], "the layers, by the ends of their names: c_proj, attn.c_proj, h.11.mlp.c_fc"
+    )
+    adapter: str | None = option(
+        None, "a PEFT folder (adapter_config.json, adapter_model.safetensors) to start from; null: a new one", verbatim=True
+    )
+
+    def check(self) -> None:
+        if not self.targets:
+            raise ConfigError("targets", [], "nothing would be trained", "such as finetune.targets=[c_attn]")
+
+    def check_available(self) -> None:
+        if self.adapter is not None and not os.path.isfile(os.path.join(self.adapter, "adapter_config.json")):
+            problem = "not the folder of a PEFT adapter (it has no adapter_config.json)"
+            raise ConfigError("adapter", self.adapter, problem, f"looked from {os.getcwd()}")
+
+
+@dataclass(kw_only=True)
 class TrainerConfig:
     """The training loop."""
 
@@ -99,6 +126,13 @@ class TrainerConfig:
         None, "stop after as many evaluations without a better validation loss; null: never", minimum=1
     )
     checkpoint_every: int | None = option(None, "steps between checkpoints; null: at every evaluation", minimum=1)
+    frozen_cache: str = option(
+        "auto",
+        "where finetune freezes the lower layers, compute what they make of each example only once: auto (kept in memory if "
+        "it fits in half of what is free, else in a file), memory, disk (under paths.cache, where later runs find it too), off",
+        choices=("auto", "memory", "disk", "off"),
+    )
+    frozen_cache_gb: float = option(8.0, "the most that may take, in GB; above, it is computed anew each time", above=0)
     keep_last: int = option(2, "newest checkpoints to keep", minimum=1)
     keep_every: int | None = option(None, "also keep for good every checkpoint at a multiple of this step", minimum=1)
     keep_best: bool = option(True, "also keep the checkpoint with the lowest validation loss")
@@ -151,20 +185,7 @@ class FullConfig:
 
 
 @dataclass(kw_only=True)
-class FrozenConfig:
-    """What all ways to train only a part share: the states below the first trained block never change."""
-
-    cache: str = option(
-        "auto",
-        "compute what the frozen layers make of each example once: auto (in memory if it fits in half of what is free, else "
-        "in a file), memory, disk (under paths.cache, where later runs find it too), off",
-        choices=("auto", "memory", "disk", "off"),
-    )
-    cache_gb: float = option(8.0, "the most that may take, in GB; above, it is computed anew each time", above=0)
-
-
-@dataclass(kw_only=True)
-class LastBlockConfig(FrozenConfig):
+class LastBlockConfig:
     """Train the last block (or more), the final norm and the head."""
 
     _target_: str = "gpt2x.training.finetune.last_block"
@@ -172,7 +193,7 @@ class LastBlockConfig(FrozenConfig):
 
 
 @dataclass(kw_only=True)
-class HeadConfig(FrozenConfig):
+class HeadConfig:
     """Train the head alone."""
 
     _target_: str = "gpt2x.training.finetune.head"

@@ -113,7 +113,7 @@ def frozen_states(
             log.info("frozen   the states of the %d lower blocks are computed once and kept %s: %s", n, where, size(needed))
             path = None if keep == "memory" else folder / f"{_key(model, n, data, device)}.bin"
             return FrozenStates(model, n, data, device, path)
-        reason = f"they would take {size(needed)}, more than finetune.cache_gb={limit_gb:g}"
+        reason = f"they would take {size(needed)}, more than trainer.frozen_cache_gb={limit_gb:g}"
     log.info("frozen   the states of the %d lower blocks are computed anew each time: %s", n, reason)
     return None
 

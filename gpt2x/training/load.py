@@ -50,6 +50,7 @@ def load_run(path: str | Path, which: str = "best") -> LoadedRun:
     task = instantiate(config.task, tokenizer, checkpoint.state.get("about", {}))
     weights = checkpoint.tensors("ema" if checkpoint.has("ema") else "model")
     if "base" in checkpoint.state["identity"]:
+        config.finetune.adapter = None  # where its training began is of no matter any more
         model = new_model(config, tokenizer, task)
         checkpoint.require({"base": base_hash(model)})
         parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}

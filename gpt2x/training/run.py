@@ -29,7 +29,7 @@ from gpt2x.tokenizer import base as tokenizers
 from gpt2x.tracking.console import Progress, clock, size
 from gpt2x.tracking.tracker import RunFiles, Tracker, Trackers
 from gpt2x.training.checkpoint import Checkpoint, Checkpoints
-from gpt2x.training.config import FrozenConfig, RunInitConfig
+from gpt2x.training.config import RunInitConfig
 from gpt2x.training.finetune import table
 from gpt2x.training.frozen import FrozenStates, frozen_states
 from gpt2x.training.load import new_model
@@ -90,6 +90,11 @@ def train(config: TrainConfig, run_dir: Path, *, overrides: list[str] | None = N
         if checkpoint is not None:
             checkpoint.require(identity)
         folder.begin()
+        log.info("data     %s", data)
+        log.info("tokens   %s, %s in the vocabulary", tokenizer.kind, f"{tokenizer.vocab_size:,}")
+        log.info("model    %s", model)
+        if not all(parameter.requires_grad for parameter in model.parameters()):
+            log.info("%s", table(model))
         with _tracking(config, folder, checkpoint, sweep) as tracker:
             trainer = Trainer(
                 model=model,
@@ -124,11 +129,6 @@ def train(config: TrainConfig, run_dir: Path, *, overrides: list[str] | None = N
             if checkpoint is not None:
                 trainer.resume(checkpoint)
             folder.state = state = trainer.state
-            log.info("data     %s", data)
-            log.info("tokens   %s, %s in the vocabulary", tokenizer.kind, f"{tokenizer.vocab_size:,}")
-            log.info("model    %s", model)
-            if not all(parameter.requires_grad for parameter in model.parameters()):
-                log.info("%s", table(model))
             log.info("training %s", _plan(config, data, steps, state))
             log.info("device   %s", device)
             if state.step >= steps:
@@ -196,15 +196,12 @@ def _tracking(config: TrainConfig, folder: RunFolder, checkpoint: Checkpoint | N
 
 def _frozen(config: TrainConfig, model: nn.Module, data: Any, device: Device, steps: int) -> FrozenStates | None:
     """What the frozen layers make of the data, where there are any and it is known once and for all."""
-    if not isinstance(config.finetune, FrozenConfig):
-        return None
-    device.prepare(model)
     return frozen_states(
-        model,
+        model.to(device.torch_device),
         data,
         device,
-        keep=config.finetune.cache,
-        limit_gb=config.finetune.cache_gb,
+        keep=config.trainer.frozen_cache,
+        limit_gb=config.trainer.frozen_cache_gb,
         epochs=steps * config.trainer.accumulate / data.batches_per_epoch,
         folder=Path(config.paths.cache) / "frozen",
     )

@@ -64,6 +64,10 @@ def test_every_file_becomes_its_object(group, choice, tmp_path, request):
         assert tokenizer.decode(tokenizer.encode("the cat")) == "the cat"
     elif group == "task":
         instantiate(config.task, token_lengths=[1, 1])
+    elif group == "finetune":
+        model = instantiate(config.model, vocab_size=10)
+        instantiate(config.finetune, model)
+        assert any(parameter.requires_grad for parameter in model.parameters())
     elif group == "optimizer":
         assert instantiate(config.optimizer, torch.nn.Linear(2, 2)).param_groups[0]["lr"] == config.optimizer.lr
     elif group == "schedule":
