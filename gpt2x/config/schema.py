@@ -13,12 +13,12 @@ from typing import Any
 
 from gpt2x.benchmark.config import GenerateSuiteConfig
 from gpt2x.config.option import ConfigError, option
-from gpt2x.data.config import SPLITS, TextConfig
+from gpt2x.data.config import SPLITS, InstructionsConfig, TextConfig
 from gpt2x.device import DeviceConfig
 from gpt2x.evaluation.config import PerplexityConfig
 from gpt2x.generation.config import GenerationConfig, SamplingConfig, WeightsConfig
 from gpt2x.model.config import GPTConfig
-from gpt2x.task.config import LanguageModelingConfig
+from gpt2x.task.config import InstructionTuningConfig, LanguageModelingConfig
 from gpt2x.tokenizer.config import BPETokenizerConfig, CharTokenizerConfig, GPT2TokenizerConfig
 from gpt2x.tracking.config import NoLoggerConfig, WandbConfig
 from gpt2x.training.config import (
@@ -36,8 +36,8 @@ from gpt2x.training.config import (
 GROUPS: dict[str, tuple[type, ...]] = {
     "model": (GPTConfig,),
     "tokenizer": (GPT2TokenizerConfig, BPETokenizerConfig, CharTokenizerConfig),
-    "data": (TextConfig,),
-    "task": (LanguageModelingConfig,),
+    "data": (TextConfig, InstructionsConfig),
+    "task": (LanguageModelingConfig, InstructionTuningConfig),
     "optimizer": (AdamWConfig, SGDConfig),
     "schedule": (CosineConfig, WSDConfig, LinearConfig, ConstantConfig),
     "device": (DeviceConfig,),
