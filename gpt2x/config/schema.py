@@ -13,12 +13,12 @@ from typing import Any
 
 from gpt2x.benchmark.config import GenerateSuiteConfig
 from gpt2x.config.option import ConfigError, option
-from gpt2x.data.config import SPLITS, TextConfig
+from gpt2x.data.config import SPLITS, InstructionsConfig, TextConfig
 from gpt2x.device import DeviceConfig
 from gpt2x.evaluation.config import ClassificationConfig, PerplexityConfig, RougeConfig
 from gpt2x.generation.config import GenerationConfig, SamplingConfig, WeightsConfig
 from gpt2x.model.config import GPTConfig
-from gpt2x.task.config import ClassifierConfig, LanguageModelingConfig
+from gpt2x.task.config import ClassifierConfig, InstructionTuningConfig, LanguageModelingConfig
 from gpt2x.tokenizer.config import BPETokenizerConfig, CharTokenizerConfig, GPT2TokenizerConfig
 from gpt2x.tracking.config import NoLoggerConfig, WandbConfig
 from gpt2x.training.config import (
@@ -42,8 +42,8 @@ from gpt2x.training.config import (
 GROUPS: dict[str, tuple[type, ...]] = {
     "model": (GPTConfig,),
     "tokenizer": (GPT2TokenizerConfig, BPETokenizerConfig, CharTokenizerConfig),
-    "data": (TextConfig,),
-    "task": (LanguageModelingConfig, ClassifierConfig),
+    "data": (TextConfig, InstructionsConfig),
+    "task": (LanguageModelingConfig, ClassifierConfig, InstructionTuningConfig),
     "init": (ScratchConfig, RunInitConfig),
     "finetune": (FullConfig, LastBlockConfig, HeadConfig, LoRAConfig),
     "optimizer": (AdamWConfig, SGDConfig),

@@ -51,10 +51,10 @@ class ExampleData:
         *,
         batch_size: int,
         eval_batch_size: int,
-        drop_last: bool,
         shuffle: bool,
         seed: int,
         name: str,
+        drop_last: bool = False,
         unit: str = "rows",
     ):
         self.splits, self.batch_size, self.eval_batch_size = splits, batch_size, eval_batch_size

@@ -18,6 +18,8 @@ FILES = sorted(path for path in CONFIG_DIR.glob("*/*.yaml") if path.parent.name 
 # no other device than the processor.
 NEEDED = {
     "data/text": ["data.path=/"],
+    "data/records": ["data.path=mine.jsonl"],
+    "data/summaries": ["data.path=mine.jsonl"],
     "generate": ["checkpoint=run"],
     "evaluate": ["checkpoint=run"],
     "benchmark": ["suite.new_tokens=2", "device.type=cpu", "device.precision=fp32"],

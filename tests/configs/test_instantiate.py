@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -13,9 +14,12 @@ from gpt2x.config.compose import Composer
 from gpt2x.config.compose import compose as compose_root
 from gpt2x.config.instantiate import instantiate
 from gpt2x.config.schema import GROUPS, BenchmarkConfig, EvaluateConfig, TrainConfig
+from gpt2x.data.config import InstructionsConfig, TextConfig
+from gpt2x.data.instructions import InstructionCorpus
 from gpt2x.data.text import TextCorpus
 from gpt2x.device import Device
 from gpt2x.model.gpt import GPT
+from gpt2x.tokenizer.char import CharTokenizer
 from gpt2x.tracking.tracker import Tracker
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs"
@@ -63,7 +67,7 @@ def test_every_file_becomes_its_object(group, choice, tmp_path, request):
         tokenizer = instantiate(config.tokenizer, ["the cat sat on the mat, the rat sat on the cat"] * 50)
         assert tokenizer.decode(tokenizer.encode("the cat")) == "the cat"
     elif group == "task":
-        instantiate(config.task, token_lengths=[1, 1])
+        make_task(config, choice, tmp_path)
     elif group == "finetune":
         model = instantiate(config.model, vocab_size=10)
         instantiate(config.finetune, model)
@@ -107,17 +111,36 @@ def make_evaluation(choice: str) -> None:
     assert callable(evaluation.evaluate)
 
 
+def make_task(config: TrainConfig, choice: str, tmp_path: Path) -> None:
+    if choice == "instruct":
+        corpus = instantiate(compose("data=instructions_sample").data, cache=tmp_path)
+        task = instantiate(config.task, corpus, CharTokenizer.from_corpus(["".join(map(chr, range(10, 127)))]))
+        assert len(task.examples("train", 1000)) == len(corpus.splits["train"])
+    else:
+        instantiate(config.task, token_lengths=[1, 1])
+
+
 def make_data(choice: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     more = []
     if choice == "text":
         (tmp_path / "mine.txt").write_text("my own words " * 100)
         more = [f"data.path={tmp_path / 'mine.txt'}"]
+    elif choice in ("records", "summaries"):
+        fields = ("instruction", "input", "output") if choice == "records" else ("document", "summary")
+        lines = (json.dumps({field: f"{field} {i}" for field in fields}) for i in range(40))
+        (tmp_path / "mine.jsonl").write_text("\n".join(lines))
+        more = [f"data.path={tmp_path / 'mine.jsonl'}"]
+    elif choice == "alpaca":  # the file is too large to have here: some of its records stand for it
+        demo = json.loads((request.getfixturevalue("mirror") / "alpaca_en_demo.json").read_text())
+        (tmp_path / "alpaca_data.json").write_text(json.dumps([*demo, {**demo[0], "output": ""}]))
+        more = ["data.sha256=null"]
     elif choice == "tinystories":
         more = ["data.file=tinystories-sample.txt"]
-    mirror = None if choice in ("text", "storybook") else request.getfixturevalue("mirror")
+    own = ("text", "storybook", "instructions_sample", "records", "summaries")
+    mirror = tmp_path if choice == "alpaca" else None if choice in own else request.getfixturevalue("mirror")
     config = compose(f"data={choice}", *more)
     corpus = instantiate(config.data, cache=tmp_path / "cache", mirror=mirror)
-    assert isinstance(corpus, TextCorpus)
+    assert isinstance(corpus, {TextConfig: TextCorpus, InstructionsConfig: InstructionCorpus}[type(config.data)])
     assert len(next(corpus.texts("train"))) > 0
     assert len(next(corpus.texts("val"))) > 0
     assert asdict(config.data)["name"] == choice
