@@ -13,7 +13,7 @@ from typing import Any
 
 from gpt2x.benchmark.config import GenerateSuiteConfig
 from gpt2x.config.option import ConfigError, option
-from gpt2x.data.config import SPLITS, TextConfig
+from gpt2x.data.config import SPLITS, TableConfig, TextConfig
 from gpt2x.device import DeviceConfig
 from gpt2x.evaluation.config import PerplexityConfig
 from gpt2x.generation.config import GenerationConfig, SamplingConfig, WeightsConfig
@@ -36,7 +36,7 @@ from gpt2x.training.config import (
 GROUPS: dict[str, tuple[type, ...]] = {
     "model": (GPTConfig,),
     "tokenizer": (GPT2TokenizerConfig, BPETokenizerConfig, CharTokenizerConfig),
-    "data": (TextConfig,),
+    "data": (TextConfig, TableConfig),
     "task": (LanguageModelingConfig,),
     "optimizer": (AdamWConfig, SGDConfig),
     "schedule": (CosineConfig, WSDConfig, LinearConfig, ConstantConfig),

@@ -14,10 +14,11 @@ from gpt2x.config.schema import GROUPS, BenchmarkConfig, EvaluateConfig, Generat
 
 ROOTS = {"train": TrainConfig, "generate": GenerateConfig, "evaluate": EvaluateConfig, "benchmark": BenchmarkConfig}
 FILES = sorted(path for path in CONFIG_DIR.glob("*/*.yaml") if path.parent.name != "local")
-# What a file needs beside it: data=text has no text of its own; a benchmark's tokens must fit the model, and it takes
-# no other device than the processor.
+# What a file needs beside it: data=text and data=table have no file of their own; a benchmark's tokens must fit the model,
+# and it takes no other device than the processor.
 NEEDED = {
     "data/text": ["data.path=/"],
+    "data/table": ["data.path=/x.csv"],
     "generate": ["checkpoint=run"],
     "evaluate": ["checkpoint=run"],
     "benchmark": ["suite.new_tokens=2", "device.type=cpu", "device.precision=fp32"],

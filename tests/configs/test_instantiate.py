@@ -13,7 +13,6 @@ from gpt2x.config.compose import Composer
 from gpt2x.config.compose import compose as compose_root
 from gpt2x.config.instantiate import instantiate
 from gpt2x.config.schema import GROUPS, BenchmarkConfig, EvaluateConfig, TrainConfig
-from gpt2x.data.text import TextCorpus
 from gpt2x.device import Device
 from gpt2x.model.gpt import GPT
 from gpt2x.tracking.tracker import Tracker
@@ -108,12 +107,17 @@ def make_data(choice: str, tmp_path: Path, request: pytest.FixtureRequest) -> No
     if choice == "text":
         (tmp_path / "mine.txt").write_text("my own words " * 100)
         more = [f"data.path={tmp_path / 'mine.txt'}"]
+    elif choice == "table":
+        rows = "".join(f"message {i},{'ab'[i % 2]}\n" for i in range(40))
+        (tmp_path / "mine.csv").write_text(f"text,label\n{rows}")
+        more = [f"data.path={tmp_path / 'mine.csv'}"]
     elif choice == "tinystories":
         more = ["data.file=tinystories-sample.txt"]
-    mirror = None if choice in ("text", "storybook") else request.getfixturevalue("mirror")
     config = compose(f"data={choice}", *more)
+    mirror = request.getfixturevalue("mirror") if config.data.url is not None else None
     corpus = instantiate(config.data, cache=tmp_path / "cache", mirror=mirror)
-    assert isinstance(corpus, TextCorpus)
+    assert type(corpus).__name__ == config.data._target_.rpartition(".")[2]
     assert len(next(corpus.texts("train"))) > 0
     assert len(next(corpus.texts("val"))) > 0
+    assert len(corpus.fingerprint) == 64
     assert asdict(config.data)["name"] == choice
