@@ -41,11 +41,11 @@ def wheel(tmp_path_factory) -> Path:
     return path
 
 
-def test_the_wheel_holds_the_configs_and_the_storybook(wheel):
+def test_the_wheel_holds_the_configs_and_the_data_that_are_shipped(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     listed = subprocess.run(["git", "ls-files", "configs"], cwd=ROOT, capture_output=True, text=True, check=True)
     assert {name for name in names if "/configs/" in name} == {f"gpt2x/{name}" for name in listed.stdout.split()}
-    assert "gpt2x/data/storybook.txt" in names
+    assert {"gpt2x/data/storybook.txt", "gpt2x/data/spam_sample.csv"} <= names
     assert not any(name.startswith(("tests", "outputs", "scripts")) for name in names)
 
 

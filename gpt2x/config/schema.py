@@ -13,7 +13,7 @@ from typing import Any
 
 from gpt2x.benchmark.config import GenerateSuiteConfig
 from gpt2x.config.option import ConfigError, option
-from gpt2x.data.config import SPLITS, InstructionsConfig, TextConfig
+from gpt2x.data.config import SPLITS, InstructionsConfig, TableConfig, TextConfig
 from gpt2x.device import DeviceConfig
 from gpt2x.evaluation.config import ClassificationConfig, PerplexityConfig, RougeConfig
 from gpt2x.generation.config import GenerationConfig, SamplingConfig, WeightsConfig
@@ -42,7 +42,7 @@ from gpt2x.training.config import (
 GROUPS: dict[str, tuple[type, ...]] = {
     "model": (GPTConfig,),
     "tokenizer": (GPT2TokenizerConfig, BPETokenizerConfig, CharTokenizerConfig),
-    "data": (TextConfig, InstructionsConfig),
+    "data": (TextConfig, TableConfig, InstructionsConfig),
     "task": (LanguageModelingConfig, ClassifierConfig, InstructionTuningConfig),
     "init": (ScratchConfig, RunInitConfig),
     "finetune": (FullConfig, LastBlockConfig, HeadConfig, LoRAConfig),

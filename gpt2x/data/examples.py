@@ -54,7 +54,7 @@ class ExampleData:
         shuffle: bool,
         seed: int,
         name: str,
-        drop_last: bool = False,
+        drop_last: bool,
         unit: str = "rows",
     ):
         self.splits, self.batch_size, self.eval_batch_size = splits, batch_size, eval_batch_size

@@ -5,8 +5,11 @@ from __future__ import annotations
 import http.client
 import logging
 import os
+import shutil
 import urllib.error
 import urllib.request
+import zipfile
+import zlib
 from pathlib import Path
 
 from gpt2x.errors import UserError
@@ -16,12 +19,24 @@ log = logging.getLogger(__name__)
 _CHUNK = 1 << 20
 
 
-def fetch(url: str, *, file: str, sha256: str | None, cache: Path, mirror: Path | None = None) -> Path:
+def fetch(
+    url: str,
+    *,
+    file: str,
+    sha256: str | None,
+    cache: Path,
+    mirror: Path | None = None,
+    member: str | None = None,
+    archive_sha256: str | None = None,
+    pinned_by: str = "data.sha256",
+) -> Path:
     """The local path of `url`'s content: from the mirror folder, else the cache, else the network.
 
     `file` is its name in both folders. A download goes to `file`.part, is resumed there after an
     interruption, and is renamed only once its sha256 is right. Where no hash is published (`sha256` None),
     that of the first download is kept beside the file, with the address, and checked from then on.
+    With `member`, `url` is a zip (its hash: `archive_sha256`), fetched and kept in the same way where the file
+    is not to be had, and the file is that member of it. `pinned_by` is the setting that messages about the hash name.
     Raises UserError where the file cannot be had or is not what it should be.
     """
     if mirror is not None and (found := Path(mirror) / file).is_file():
@@ -30,16 +45,17 @@ def fetch(url: str, *, file: str, sha256: str | None, cache: Path, mirror: Path 
         log.warning("%s in the mirror is not the file that is meant (its sha256 is another); looking further", found)
     from filelock import FileLock
 
+    content = url if member is None else f"{member} in {url}"
     target = Path(cache) / file
     remembered = target.with_name(target.name + ".sha256")
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{target}.lock"):  # two runs started together download it once
         if sha256 is None and remembered.exists():
             sha256, _, source = remembered.read_text().strip().partition(" ")
-            if source and source != url:
+            if source and source != content:
                 raise UserError(
                     f"{target} is another file of the same name, fetched from {source}.\n"
-                    f"  Give the one from {url} a name of its own: data.file=NAME."
+                    f"  Give the one from {content} a name of its own: data.file=NAME."
                 )
         if target.exists():
             if sha256 is None or sha256_file(target) == sha256:
@@ -47,15 +63,19 @@ def fetch(url: str, *, file: str, sha256: str | None, cache: Path, mirror: Path 
             log.warning("%s is damaged (its sha256 is another); fetching it again", target)
             target.unlink()
         part = target.with_name(target.name + ".part")
-        _download(url, part, target)
+        if member is None:
+            _download(url, part, target)
+        else:
+            name, pin = url.rsplit("/", 1)[-1], "data.archive_sha256"
+            _extract(fetch(url, file=name, sha256=archive_sha256, cache=cache, mirror=mirror, pinned_by=pin), member, part)
         actual = sha256_file(part)
         if sha256 is not None and actual != sha256:
             part.unlink()
             raise UserError(
-                f"{url} does not have the expected content: its sha256 is {actual}, it should be {sha256}.\n"
-                f"  The download was thrown away. If the publisher changed the file on purpose, set data.sha256={actual}."
+                f"{content} does not have the expected content: its sha256 is {actual}, it should be {sha256}.\n"
+                f"  The download was thrown away. If the publisher changed the file on purpose, set {pinned_by}={actual}."
             )
-        write_atomic(remembered, f"{actual} {url}\n")
+        write_atomic(remembered, f"{actual} {content}\n")
         os.replace(part, target)
     return target
 
@@ -90,6 +110,24 @@ def _download(url: str, part: Path, target: Path) -> None:
         raise _unreachable(url, target, getattr(error, "reason", error)) from error
     if total is not None and part.stat().st_size < total:
         raise _unreachable(url, target, f"the connection broke after {part.stat().st_size:,} of {total:,} bytes")
+
+
+def _extract(archive: Path, member: str, part: Path) -> None:
+    """Write the archive's `member` to `part`."""
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            if member not in opened.namelist():
+                held = ", ".join(opened.namelist()[:10]) or "nothing"
+                raise UserError(f"data.member={member}: {archive} holds no such file; it holds {held}")
+            with opened.open(member) as packed, open(part, "wb") as file:
+                shutil.copyfileobj(packed, file, _CHUNK)
+                file.flush()
+                os.fsync(file.fileno())
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:  # RuntimeError: encrypted
+        raise UserError(
+            f"{archive} cannot be unpacked: {error}\n"
+            f"  Delete it to fetch it again; where data.url is no zip but the file itself, leave out data.member."
+        ) from error
 
 
 def _unreachable(url: str, target: Path, reason: object) -> UserError:

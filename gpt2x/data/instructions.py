@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2x.data.config import SPLITS, held_out
-from gpt2x.data.fetch import fetch
+from gpt2x.data.source import decode, shipped_or_fetched
 from gpt2x.errors import UserError
 from gpt2x.files import shown
 
@@ -44,7 +44,7 @@ class InstructionCorpus:
     name         what it is called
     splits       the records of "train", "val" and "test", in the order of their files
     fingerprint  hex sha256 of all of them
-    batching     batch_size, eval_batch_size and shuffle, for whoever makes batches of them
+    batching     batch_size, eval_batch_size, drop_last and shuffle, for whoever makes batches of them
     """
 
     def __init__(
@@ -53,6 +53,8 @@ class InstructionCorpus:
         name: str,
         builtin: str | None,
         url: str | None,
+        member: str | None,
+        archive_sha256: str | None,
         file: str | None,
         sha256: str | None,
         path: str | None,
@@ -75,28 +77,32 @@ class InstructionCorpus:
         drop_seen: bool,
         batch_size: int,
         eval_batch_size: int | None,
+        drop_last: bool,
         shuffle: bool,
         cache: Path,
         mirror: Path | None = None,
     ):
         self.name, self.about = name, {}  # a model need not know more of its data than the tokens
-        self.batching = {"batch_size": batch_size, "eval_batch_size": eval_batch_size or batch_size, "shuffle": shuffle}
+        self.batching = {
+            "batch_size": batch_size,
+            "eval_batch_size": eval_batch_size or batch_size,
+            "drop_last": drop_last,
+            "shuffle": shuffle,
+        }
         fields = _Fields(instruction_field, input_field, output_field, instruction)
 
-        def records(url: str | None, file: str | None, sha256: str | None, path: str | None) -> list[Record]:
-            if url is not None:
-                there = Path(cache) / "downloads"
-                where = fetch(url, file=file or url.rsplit("/", 1)[-1], sha256=sha256, cache=there, mirror=mirror)
-            else:
-                where = Path(os.path.expanduser(path))
-            return _read(where, fields, drop_empty)
+        def records(url: str | None, path: str | None, **settings: str | None) -> list[Record]:
+            if path is not None:
+                return _read(Path(os.path.expanduser(path)), fields, drop_empty)
+            source = {"builtin": None, "member": None, "archive_sha256": None} | settings
+            return _read(shipped_or_fetched(url=url, cache=cache, mirror=mirror, **source), fields, drop_empty)
 
-        first = records(url, file, sha256, path if builtin is None else str(Path(__file__).with_name(builtin)))
+        first = records(url, path, builtin=builtin, member=member, archive_sha256=archive_sha256, file=file, sha256=sha256)
         own = {}
         if val_url or val_path:
-            own["val"] = records(val_url, val_file, val_sha256, val_path)
+            own["val"] = records(val_url, val_path, file=val_file, sha256=val_sha256)
         if test_url or test_path:
-            own["test"] = records(test_url, test_file, test_sha256, test_path)
+            own["test"] = records(test_url, test_path, file=test_file, sha256=test_sha256)
         self.splits = _cut(first, order, *held_out(val_fraction, test_fraction, bool(own))) | own
         if not self.splits["train"]:
             raise UserError(
@@ -180,15 +186,10 @@ def _read(path: Path, fields: _Fields, drop_empty: bool) -> list[Record]:
 def _objects(path: Path) -> tuple[str, list[tuple[int, Any]]]:
     """Each value of a JSON list, or of JSON lines, with its number; and what is numbered: "record" or "line"."""
     try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise UserError(
-            f"{shown(path)}: not valid UTF-8 in line {line:,} (byte {error.start:,} is 0x{error.object[error.start]:02x})\n"
-            f"  Convert the file first, for example: iconv -f LATIN1 -t UTF-8 {path.name}"
-        ) from error
+        raw = path.read_bytes()
     except OSError as error:
         raise UserError(f"{shown(path)}: cannot be read ({error.strerror})") from error
+    text = decode(raw.removeprefix(b"\xef\xbb\xbf"), path)
     if not text.strip():
         raise UserError(f"{shown(path)}: the file is empty")
     if text.lstrip().startswith("["):

@@ -24,7 +24,7 @@ from typing import ClassVar
 import numpy as np
 
 from gpt2x.data.config import SPLITS
-from gpt2x.data.fetch import fetch
+from gpt2x.data.source import decode, shipped_or_fetched
 from gpt2x.data.windows import WindowedData
 from gpt2x.errors import UserError
 from gpt2x.files import fsync_folder, sha256_file, write_atomic
@@ -57,6 +57,8 @@ class TextCorpus:
         name: str,
         builtin: str | None,
         url: str | None,
+        member: str | None,
+        archive_sha256: str | None,
         file: str | None,
         sha256: str | None,
         path: str | None,
@@ -81,11 +83,19 @@ class TextCorpus:
             "drop_last": drop_last,
             "shuffle": shuffle,
         }
-        if builtin is not None:
-            files = [Path(__file__).with_name(builtin)]
-        elif url is not None:
-            name_in_cache = file or url.rsplit("/", 1)[-1]
-            files = [fetch(url, file=name_in_cache, sha256=sha256, cache=self.cache / "downloads", mirror=mirror)]
+        if path is None:
+            files = [
+                shipped_or_fetched(
+                    builtin=builtin,
+                    url=url,
+                    member=member,
+                    archive_sha256=archive_sha256,
+                    file=file,
+                    sha256=sha256,
+                    cache=self.cache,
+                    mirror=mirror,
+                )
+            ]
         else:
             files = _users_files(os.path.expanduser(path))
         segments = [_without_gutenberg(f) if strip == "gutenberg" else Segment(f, 0, f.stat().st_size) for f in files]
@@ -268,19 +278,7 @@ def _pieces(data: mmap.mmap | bytes, start: int, end: int, path: Path) -> Iterat
                 while stop < end and data[stop] & 0xC0 == 0x80:
                     stop += 1
         raw = data[start:stop]
-        if b"\0" in raw:
-            raise UserError(
-                f"{path}: byte {start + raw.index(0):,} is NUL, so this is a binary file, or UTF-16, not UTF-8 text"
-            )
-        try:
-            yield raw.decode("utf-8")
-        except UnicodeDecodeError as error:
-            before = (data[i : min(i + _PIECE, start)].count(b"\n") for i in range(0, start, _PIECE))
-            line = sum(before) + raw[: error.start].count(b"\n") + 1
-            raise UserError(
-                f"{path}: not valid UTF-8 in line {line:,} (byte {start + error.start:,} is 0x{raw[error.start]:02x})\n"
-                f"  Convert the file first, for example: iconv -f LATIN1 -t UTF-8 {path.name}"
-            ) from error
+        yield decode(raw, path, before=(data[i : min(i + _PIECE, start)] for i in range(0, start, _PIECE)))
         start = stop
 
 

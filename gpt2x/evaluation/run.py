@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gpt2x.config.instantiate import instantiate
-from gpt2x.config.option import ConfigError
-from gpt2x.config.schema import EvaluateConfig
+from gpt2x.config.option import ConfigError, show
+from gpt2x.config.schema import KINDS, EvaluateConfig
 from gpt2x.data.config import SPLITS
-from gpt2x.data.text import TextCorpus
+from gpt2x.device import Device
 from gpt2x.errors import UserError
+from gpt2x.evaluation.config import ClassificationConfig, RougeConfig
 from gpt2x.files import write_atomic
+from gpt2x.generation.config import SamplingConfig
+from gpt2x.generation.generator import TextGenerator
 from gpt2x.model.gpt import GPT
 from gpt2x.model.prepared import ready
 from gpt2x.training.load import LoadedRun, load_run
 from gpt2x.training.run_folder import versions
+
+if TYPE_CHECKING:
+    import numpy as np
 
 log = logging.getLogger(__name__)
 
@@ -25,24 +33,24 @@ log = logging.getLogger(__name__)
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """Print the result of `config.evaluation`, write it to `config.output` and return it.
 
-    An evaluation is made of a model, its tokenizer, `autocast()`, the context to compute in, and `reference()`, the
-    model in fp32. Its `evaluate(corpus, split)` gives the numbers. Raises UserError for what the user can mend.
+    An evaluation is made of what it asks of the model (see `_asked`). Its `evaluate(corpus, split)` gives the numbers, and
+    `describe(numbers)`, where it has one, a table of them. Raises UserError for what the user can mend.
     """
     if config.output is not None and Path(config.output).is_dir():
         raise ConfigError("output", config.output, "is a folder", "name a file in it")
     device = instantiate(config.device)
     run = load_run(config.checkpoint, config.which)
+    _fits(config, run)
+    corpus = _corpus(config, run)
     weights, precision = config.generation.weights, config.device.precision
     if (weights, precision) == ("fp32", "fp32"):  # as in training, so that the numbers are the same
-        model, autocast = run.model.to(device.torch_device), device.autocast
+        run.model.to(device.torch_device)
+        autocast = device.autocast
     else:
-        model, autocast = ready(run.model, device, weights=weights, cache=config.paths.cache)
-
-    def reference() -> GPT:
-        return load_run(config.checkpoint, str(run.checkpoint.step)).model.to(device.torch_device)
-
-    evaluation = instantiate(config.evaluation, model, run.tokenizer, autocast=autocast, reference=reference)
-    numbers = evaluation.evaluate(_corpus(config, run), config.split)
+        autocast = ready(run.model, device, weights=weights, cache=config.paths.cache)
+    arguments, more = _asked(config, run, device, autocast)
+    evaluation = instantiate(config.evaluation, *arguments, **more)
+    numbers = evaluation.evaluate(corpus, config.split)
     about = {
         "checkpoint": config.checkpoint,
         "step": run.checkpoint.step,
@@ -53,10 +61,13 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         "device": str(device),
     }
     result = about | numbers | {"versions": versions()}
-    rows = _flat(about | numbers)
+    table = evaluation.describe(numbers) if hasattr(evaluation, "describe") else None
+    rows = _flat(about if table else about | numbers)
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
         print(f"{name:<{width}}  {_shown(value)}")
+    if table:
+        print(f"\n{table}")
     if config.output is not None:
         try:
             write_atomic(config.output, json.dumps(result, indent=2) + "\n")
@@ -65,15 +76,67 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     return result
 
 
-def _corpus(config: EvaluateConfig, run: LoadedRun) -> TextCorpus:
-    """The text to evaluate on, which has something in the split that is meant."""
+def _fits(config: EvaluateConfig, run: LoadedRun) -> None:
+    """Raise ConfigError if the evaluation is none of this model, or none of these data."""
+    kind, task = config.evaluation.data_kind, run.config.task.data_kind
+    data = (config.data or run.config.data).kind
+    named = {"text": "perplexity", "table": "classification", "instructions": "rouge"}
+    if (task != kind and "table" in (task, kind)) or (task, kind) == ("text", "instructions"):
+        what = {"text": "a language model", "table": "a classifier", "instructions": "tuned to instructions"}[task]
+        problem = f"the model of checkpoint={config.checkpoint} is {what}"
+        raise ConfigError("evaluation", named[kind], problem, f"use evaluation={named[task]}")
+    if data != kind:
+        problem = f"needs {KINDS[kind]}, and data={(config.data or run.config.data).name} is {KINDS[data]}"
+        raise ConfigError("evaluation", named[kind], problem, f"use evaluation={named[data]}, or other data")
+
+
+def _asked(config: EvaluateConfig, run: LoadedRun, device: Device, autocast: Callable) -> tuple[tuple, dict[str, Any]]:
+    """What the evaluation wants to know of the model: the arguments that it is made with.
+
+    Perplexity wants the model and its tokenizer, `autocast()`, the context to compute in, and `reference()`, the model in
+    fp32; the other two want to know what it predicts or answers.
+    """
+    task = run.task
+    if isinstance(config.evaluation, ClassificationConfig):
+
+        def predict(texts: Sequence[str]) -> np.ndarray:
+            with autocast():
+                return task.predict(run.model, texts, config.evaluation.batch_size)
+
+        return (predict,), {"class_weights": task.weights.tolist()}
+    if isinstance(config.evaluation, RougeConfig):
+        generator = TextGenerator(run.model, run.tokenizer)
+
+        def answer(prompts: list[str], sampling: SamplingConfig) -> list[tuple[str, str]]:
+            with autocast():
+                made = generator.generate(prompts, sampling=sampling, seed=1)
+            if any(completion.finish == "interrupted" for completion in made):
+                raise KeyboardInterrupt
+            return [(completion.text, completion.finish) for completion in made]
+
+        # The prompt leaves room for its answer: what would slide out of the context is cut from the input's end.
+        room = run.model.context_length - config.evaluation.max_new_tokens
+        return (answer, functools.partial(task.prompt, max_tokens=max(1, room))), {}
+
+    def reference() -> GPT:
+        return load_run(config.checkpoint, str(run.checkpoint.step)).model.to(device.torch_device)
+
+    return (run.model, run.tokenizer), {"autocast": autocast, "reference": reference}
+
+
+def _corpus(config: EvaluateConfig, run: LoadedRun) -> Any:
+    """The data to evaluate on, which have something in the split that is meant."""
     corpus = instantiate(config.data or run.config.data, cache=config.paths.cache, mirror=config.paths.mirror)
     if not corpus.splits[config.split]:
         others = " or ".join(f"split={split}" for split in SPLITS if corpus.splits[split])
-        remedy = f"use {others}, or cut the text another way, such as data=... data.{config.split}_fraction=0.1"
-        raise ConfigError("split", config.split, f"data={corpus.name} has no text in it", remedy)
+        remedy = f"use {others}, or cut the data another way, such as data=... data.{config.split}_fraction=0.1"
+        raise ConfigError("split", config.split, f"data={corpus.name} has nothing in it", remedy)
     if config.data is None and corpus.fingerprint != run.checkpoint.state["identity"]["corpus"]:
-        log.warning("the text of data=%s has changed since the run was trained on it", corpus.name)
+        log.warning("data=%s has changed since the run was trained on it", corpus.name)
+    labels = run.task.about.get("labels")
+    if labels is not None and corpus.about["labels"] != labels:
+        problem = f"its labels are {show(corpus.about['labels'])}, the model's are {show(labels)}"
+        raise ConfigError("data", corpus.name, problem, f"data.labels={show(labels)} names them in the model's order")
     return corpus
 
 

@@ -79,8 +79,8 @@ def load(config: GenerateConfig) -> tuple[TextGenerator, contextlib.AbstractCont
     run = load_run(config.checkpoint, config.which)
     settings = dataclasses.asdict(config.generation)
     weights, _ = settings.pop("weights"), settings.pop("batch_size")
-    model, autocast = ready(run.model, device, weights=weights, cache=config.paths.cache)
-    return TextGenerator(model, run.tokenizer, **settings), autocast()
+    autocast = ready(run.model, device, weights=weights, cache=config.paths.cache)
+    return TextGenerator(run.model, run.tokenizer, **settings), autocast()
 
 
 def interact(config: GenerateConfig, generator: TextGenerator) -> None:

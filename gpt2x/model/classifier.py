@@ -44,3 +44,8 @@ class Classifier(nn.Module):
     def __str__(self) -> str:
         n = sum(parameter.numel() for parameter in self.parameters())
         return f"{n:,} parameters: {self.gpt.shape}, {self.score.out_features} classes"
+
+
+def parts(model: nn.Module) -> tuple[GPT, nn.Linear | None]:
+    """A model's transformer, and its head unless that is tied to the token embedding."""
+    return (model.gpt, model.score) if isinstance(model, Classifier) else (model, model.lm_head)

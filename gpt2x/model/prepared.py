@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from gpt2x.config.option import ConfigError
 from gpt2x.device import Device
 from gpt2x.model.cache import KVCache, LayerCache
+from gpt2x.model.classifier import parts
 from gpt2x.model.gpt import GPT, Block, select
 
 log = logging.getLogger(__name__)
@@ -40,7 +41,7 @@ WEIGHTS = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
 _THEN_STORE = 0
 
 
-def prepare(model: GPT, *, weights: str = "fp32", precision: str = "fp32", cache: str | Path) -> GPT:
+def prepare(model: GPT, *, weights: str = "fp32", precision: str = "fp32", cache: str | Path, with_head: bool = True) -> GPT:
     """Prepare `model`, in place; the result can generate but not learn, and is not to be copied or moved.
 
     weights    what the linear layers' weights are kept as: "fp32", "bf16" (rounded), or "int8" (rounded to 255 steps
@@ -48,13 +49,14 @@ def prepare(model: GPT, *, weights: str = "fp32", precision: str = "fp32", cache
     precision  what the products are computed in: "fp32", or "bf16": inputs and weights rounded, sums in fp32. Then
                the weights are kept as bf16, `weights` must be "fp32", and the work is left to torch (oneDNN).
     cache      folder that keeps the compiled kernel.
+    with_head  false: its own output head is not used, as in a classifier.
 
     Raises ConfigError where `weights` need the kernel and it cannot be had.
     """
     if precision == "bf16":
         if weights != "fp32":
             raise ValueError(f"weights={weights!r}: precision='bf16' keeps the weights as it needs them")
-        if model.lm_head is None:
+        if model.lm_head is None and with_head:
             model.lm_head = _BF16Linear(model.wte.weight, None)
         for module in list(model.modules()):
             for name, child in module.named_children():
@@ -72,19 +74,23 @@ def prepare(model: GPT, *, weights: str = "fp32", precision: str = "fp32", cache
         problem = f"needs the kernel for this processor, and {error}"
         raise ConfigError("generation.weights", weights, problem, "use generation.weights=fp32") from None
     head = model.wte.weight if model.lm_head is None else model.lm_head.weight
-    matrices = [module.weight for module in model.h.modules() if isinstance(module, nn.Linear)] + [head]
+    matrices = [module.weight for module in model.h.modules() if isinstance(module, nn.Linear)] + [head] * with_head
     memory = _Memory(sum(_packed_size(weight, weights) for weight in matrices))
     for i, block in enumerate(model.h):
         model.h[i] = _KernelBlock(kernel, block, weights, memory)
-    model.lm_head = _KernelHead(kernel, head, weights, memory)
+    if with_head:
+        model.lm_head = _KernelHead(kernel, head, weights, memory)
     return model
 
 
-def ready(model: GPT, device: Device, *, weights: str, cache: str | Path) -> tuple[GPT, Callable[[], AbstractContextManager]]:
-    """`model` prepared for `device` or moved there, and what makes the context to compute in."""
+def ready(model: nn.Module, device: Device, *, weights: str, cache: str | Path) -> Callable[[], AbstractContextManager]:
+    """Prepare `model`, a GPT or one inside a classifier, for `device`, in place; gives the context to compute in."""
     if device.torch_device.type == "cpu":  # the prepared layers see to the precision
-        return prepare(model, weights=weights, precision=device.precision, cache=cache), contextlib.nullcontext
-    return model.to(device.torch_device), device.autocast
+        gpt, _ = parts(model)
+        prepare(gpt, weights=weights, precision=device.precision, cache=cache, with_head=gpt is model)
+        return contextlib.nullcontext
+    model.to(device.torch_device)
+    return device.autocast
 
 
 class KernelError(Exception):

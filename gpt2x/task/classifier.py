@@ -27,21 +27,22 @@ log = logging.getLogger(__name__)
 class Classification(Task):
     """Cross-entropy over the classes of whole texts; see ClassifierConfig for the settings.
 
-    `about` holds "labels", the names of the classes, and for pooling=padded_last "padded_length".
+    `about` holds "labels", the names of the classes, and where they matter "class_weights" and "padded_length".
     """
 
     def __init__(self, tokenizer: Tokenizer, about: dict[str, Any], *, pooling: str, class_weights: str):
         super().__init__(tokenizer, about)
         self.labels: list[str] = self.about["labels"]
         self.pooling, self.class_weights = pooling, class_weights
-        self.weights = torch.ones(len(self.labels))
+        self.weights = torch.tensor(self.about.get("class_weights", [1.0] * len(self.labels)))
 
     def batches(self, corpus: TableCorpus, *, context_length: int, seed: int) -> ExampleData:
         """Each row as its tokens and its class. What is longer than the context is cut at its end, and counted."""
         if self.class_weights == "balanced":
             counts = Counter(row.label for row in corpus.splits["train"])
             n = sum(counts.values())  # a class with a tenth of the rows weighs ten times as much as one with all
-            self.weights = torch.tensor([n / (len(self.labels) * counts[label]) for label in range(len(self.labels))])
+            self.about["class_weights"] = [n / (len(self.labels) * counts[label]) for label in range(len(self.labels))]
+            self.weights = torch.tensor(self.about["class_weights"])
         tokens = {split: [self.tokenizer.encode(row.text) for row in rows] for split, rows in corpus.splits.items()}
         if self.pooling == "padded_last":
             self.about["padded_length"] = min(context_length, max(len(ids) for ids in tokens["train"]))

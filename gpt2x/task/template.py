@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
+from gpt2x.data.instructions import Record
 from gpt2x.errors import UserError
 from gpt2x.files import shown
 from gpt2x.task.config import TEMPLATES
@@ -34,6 +36,11 @@ class Template:
         """The prompt; the response follows it at once. Braces in what is filled in mean nothing."""
         values = {"instruction": instruction, "input": input}
         return _FIELD.sub(lambda field: values[field[1]], self.with_input if input.strip() else self.without_input)
+
+    def texts(self, records: Iterable[Record]) -> Iterator[str]:
+        """Each record as a model will read it, prompt and first output: for learning a tokenizer."""
+        for record in records:
+            yield self.render(record.instruction, record.input) + record.outputs[0]
 
 
 def load_template(name: str | os.PathLike) -> Template:

@@ -11,8 +11,7 @@ from torch import nn
 
 from gpt2x.config.option import ConfigError, show
 from gpt2x.interop.peft import adapter_settings, read_adapter
-from gpt2x.model.classifier import Classifier
-from gpt2x.model.gpt import GPT
+from gpt2x.model.classifier import Classifier, parts
 from gpt2x.model.lora import add_lora, targeted
 
 
@@ -75,11 +74,6 @@ def lora(
         read_adapter(model, adapter, dropout=dropout)
     except ConfigError as error:
         raise error.within("finetune") from None
-
-
-def parts(model: nn.Module) -> tuple[GPT, nn.Linear | None]:
-    """A model's transformer, and its head unless that is tied to the token embedding."""
-    return (model.gpt, model.score) if isinstance(model, Classifier) else (model, model.lm_head)
 
 
 def frozen_blocks(model: nn.Module) -> int:

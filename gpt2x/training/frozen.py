@@ -21,9 +21,10 @@ from torch import nn
 from gpt2x.data.batch import Batch
 from gpt2x.data.examples import ExampleData
 from gpt2x.device import Device
+from gpt2x.model.classifier import parts
 from gpt2x.model.gpt import Below
 from gpt2x.tracking.console import size
-from gpt2x.training.finetune import frozen_blocks, parts
+from gpt2x.training.finetune import frozen_blocks
 
 log = logging.getLogger(__name__)
 

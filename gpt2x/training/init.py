@@ -21,7 +21,7 @@ def from_run(gpt: GPT, tokenizer: Tokenizer, *, path: str, which: str) -> None:
     The context may be shorter than the run's; then the positions beyond it are left out. Raises UserError if the run has
     another tokenizer, or a model of another shape.
     """
-    from gpt2x.training.finetune import parts
+    from gpt2x.model.classifier import parts
     from gpt2x.training.load import load_run
 
     run = load_run(path, which)

@@ -25,6 +25,8 @@ from gpt2x.generation.controls import Controls
 from gpt2x.generation.generator import TextGenerator
 from gpt2x.model.lora import adapted_layers, base_hash
 from gpt2x.task.base import Task
+from gpt2x.task.config import InstructionTuningConfig
+from gpt2x.task.template import load_template
 from gpt2x.tokenizer import base as tokenizers
 from gpt2x.tracking.console import Progress, clock, size
 from gpt2x.tracking.tracker import RunFiles, Tracker, Trackers
@@ -147,21 +149,27 @@ def _tokenizer(config: TrainConfig, corpus: Any, run_dir: Path) -> tokenizers.To
     mine = run_dir / "tokenizer.json"
     if config.resume is not None and mine.exists():
         return tokenizers.load(mine)
-    settings = config.tokenizer
+    settings, template = config.tokenizer, None
+    if isinstance(config.task, InstructionTuningConfig):
+        template = load_template(config.task.template)
     if isinstance(config.init, RunInitConfig):
         first = Path(config.init.path)
         if from_yaml(first / "config.yaml", TrainConfig).tokenizer == settings:
             tokenizer = tokenizers.load(first / "tokenizer.json")
             tokenizers.save(tokenizer, mine)
             return tokenizer
-    key = hashlib.sha256(f"{corpus.fingerprint} {json.dumps(asdict(settings), sort_keys=True)}".encode()).hexdigest()[:24]
+    learned_from = [corpus.fingerprint, asdict(settings), template and template.source]
+    key = hashlib.sha256(json.dumps(learned_from, sort_keys=True).encode()).hexdigest()[:24]
     cached = Path(config.paths.cache) / "tokenizers" / f"{corpus.name}-{key}.json"
     if settings.learns_from and cached.exists():
         with contextlib.suppress(tokenizers.TokenizerError):  # damaged: learn it again
             tokenizer = tokenizers.load(cached)
             tokenizers.save(tokenizer, mine)
             return tokenizer
-    texts = corpus.texts(*settings.learns_from) if settings.learns_from else iter(())
+    if template is None:
+        texts = corpus.texts(*settings.learns_from) if settings.learns_from else iter(())
+    else:  # prompts as the model will see them
+        texts = template.texts(record for split in settings.learns_from for record in corpus.splits[split])
     tokenizer = instantiate(settings, texts)
     if settings.learns_from:
         tokenizers.save(tokenizer, cached)

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+from needed import needed
 
 import gpt2x
 from gpt2x.config.compose import CONFIG_DIR, Composer, compose, to_yaml
@@ -14,12 +15,8 @@ from gpt2x.config.schema import GROUPS, BenchmarkConfig, EvaluateConfig, Generat
 
 ROOTS = {"train": TrainConfig, "generate": GenerateConfig, "evaluate": EvaluateConfig, "benchmark": BenchmarkConfig}
 FILES = sorted(path for path in CONFIG_DIR.glob("*/*.yaml") if path.parent.name != "local")
-# What a file needs beside it: data=text has no text of its own; a benchmark's tokens must fit the model, and it takes
-# no other device than the processor.
+# What a root needs of itself; a benchmark's tokens must fit the model, and it takes no other device than the processor.
 NEEDED = {
-    "data/text": ["data.path=/"],
-    "data/records": ["data.path=mine.jsonl"],
-    "data/summaries": ["data.path=mine.jsonl"],
     "generate": ["checkpoint=run"],
     "evaluate": ["checkpoint=run"],
     "benchmark": ["suite.new_tokens=2", "device.type=cpu", "device.precision=fp32"],
@@ -28,7 +25,7 @@ NEEDED = {
 
 def compose_file(root: str, group: str, choice: str):
     """The configuration of `root` with one group's choice."""
-    return compose(root, ROOTS[root], [f"{group}={choice}", *NEEDED.get(root, []), *NEEDED.get(f"{group}/{choice}", [])])
+    return compose(root, ROOTS[root], [f"{group}={choice}", *NEEDED.get(root, []), *needed(group, choice, root)])
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")

@@ -9,15 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from needed import needed
 
 from gpt2x.config.compose import Composer
 from gpt2x.config.compose import compose as compose_root
 from gpt2x.config.instantiate import instantiate
 from gpt2x.config.schema import GROUPS, BenchmarkConfig, EvaluateConfig, TrainConfig
-from gpt2x.data.config import InstructionsConfig, TextConfig
-from gpt2x.data.instructions import InstructionCorpus
-from gpt2x.data.text import TextCorpus
 from gpt2x.device import Device
+from gpt2x.errors import UserError
 from gpt2x.model.gpt import GPT
 from gpt2x.tokenizer.char import CharTokenizer
 from gpt2x.tracking.tracker import Tracker
@@ -58,7 +57,7 @@ def test_every_file_becomes_its_object(group, choice, tmp_path, request):
         config = compose_root("benchmark", BenchmarkConfig, [f"suite={choice}"])
         assert instantiate(config.suite).name == choice
         return
-    config = compose(f"{group}={choice}")
+    config = compose(f"{group}={choice}", *needed(group, choice))
     if group == "model":
         with torch.device("meta"):
             model = instantiate(config.model, vocab_size=50257)
@@ -67,7 +66,9 @@ def test_every_file_becomes_its_object(group, choice, tmp_path, request):
         tokenizer = instantiate(config.tokenizer, ["the cat sat on the mat, the rat sat on the cat"] * 50)
         assert tokenizer.decode(tokenizer.encode("the cat")) == "the cat"
     elif group == "task":
-        make_task(config, choice, tmp_path)
+        make_task(config, tmp_path)
+    elif group == "init":
+        make_init(config, choice, tmp_path)
     elif group == "finetune":
         model = instantiate(config.model, vocab_size=10)
         instantiate(config.finetune, model)
@@ -111,13 +112,23 @@ def make_evaluation(choice: str) -> None:
     assert callable(evaluation.evaluate)
 
 
-def make_task(config: TrainConfig, choice: str, tmp_path: Path) -> None:
-    if choice == "instruct":
-        corpus = instantiate(compose("data=instructions_sample").data, cache=tmp_path)
-        task = instantiate(config.task, corpus, CharTokenizer.from_corpus(["".join(map(chr, range(10, 127)))]))
-        assert len(task.examples("train", 1000)) == len(corpus.splits["train"])
+def make_task(config: TrainConfig, tmp_path: Path) -> None:
+    corpus = instantiate(config.data, cache=tmp_path)
+    task = instantiate(config.task, CharTokenizer.from_corpus(["".join(map(chr, range(10, 127)))]), corpus.about)
+    assert task.batches(corpus, context_length=1000, seed=1).batches_per_epoch > 1
+
+
+def make_init(config: TrainConfig, choice: str, tmp_path: Path) -> None:
+    tokenizer = CharTokenizer.from_corpus(["abc"])
+    model = instantiate(config.model, vocab_size=tokenizer.vocab_size)
+    if choice == "run":
+        config.init.path = str(tmp_path)
+        with pytest.raises(UserError, match=r"no config\.yaml"):
+            instantiate(config.init, model, tokenizer)
     else:
-        instantiate(config.task, token_lengths=[1, 1])
+        before = model.wte.weight.clone()
+        instantiate(config.init, model, tokenizer)
+        assert torch.equal(model.wte.weight, before)
 
 
 def make_data(choice: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
@@ -134,13 +145,17 @@ def make_data(choice: str, tmp_path: Path, request: pytest.FixtureRequest) -> No
         demo = json.loads((request.getfixturevalue("mirror") / "alpaca_en_demo.json").read_text())
         (tmp_path / "alpaca_data.json").write_text(json.dumps([*demo, {**demo[0], "output": ""}]))
         more = ["data.sha256=null"]
+    elif choice == "table":
+        rows = "".join(f"message {i},{'ab'[i % 2]}\n" for i in range(40))
+        (tmp_path / "mine.csv").write_text(f"text,label\n{rows}")
+        more = [f"data.path={tmp_path / 'mine.csv'}"]
     elif choice == "tinystories":
         more = ["data.file=tinystories-sample.txt"]
-    own = ("text", "storybook", "instructions_sample", "records", "summaries")
-    mirror = tmp_path if choice == "alpaca" else None if choice in own else request.getfixturevalue("mirror")
-    config = compose(f"data={choice}", *more)
+    config = compose(f"data={choice}", *needed("data", choice), *more)
+    mirror = request.getfixturevalue("mirror") if config.data.url is not None else None
     corpus = instantiate(config.data, cache=tmp_path / "cache", mirror=mirror)
-    assert isinstance(corpus, {TextConfig: TextCorpus, InstructionsConfig: InstructionCorpus}[type(config.data)])
+    assert type(corpus).__name__ == config.data._target_.rpartition(".")[2]
     assert len(next(corpus.texts("train"))) > 0
     assert len(next(corpus.texts("val"))) > 0
+    assert len(corpus.fingerprint) == 64
     assert asdict(config.data)["name"] == choice

@@ -1,0 +1,30 @@
+"""What a choice of a group needs beside it, so that a test can compose any file under configs/."""
+
+from __future__ import annotations
+
+import yaml
+
+from gpt2x.config.compose import CONFIG_DIR
+from gpt2x.config.schema import GROUPS
+
+_TASKS = {"text": "lm", "table": "classifier", "instructions": "instruct"}
+_NEEDED = {
+    "data/text": ["data.path=/"],
+    "data/table": ["data.path=/x.csv"],
+    "data/records": ["data.path=/x.jsonl"],
+    "data/summaries": ["data.path=/x.jsonl"],
+    "task/classifier": ["data=spam_sample"],
+    "task/instruct": ["data=instructions_sample"],
+    "init/run": ["init.path=run"],
+    "finetune/head": ["model.tied_head=false"],
+}
+
+
+def needed(group: str, choice: str, root: str = "train") -> list[str]:
+    """Overrides that make `root` compose with this choice: a file of one's own, data that fit the task, ..."""
+    more = _NEEDED.get(f"{group}/{choice}", [])
+    if group == "data" and root == "train":
+        target = yaml.safe_load((CONFIG_DIR / "data" / f"{choice}.yaml").read_text())["_target_"]
+        kind = next(cls.kind for cls in GROUPS["data"] if cls._target_ == target)
+        return [*more, f"task={_TASKS[kind]}"]
+    return more
