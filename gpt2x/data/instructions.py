@@ -106,7 +106,7 @@ class InstructionCorpus:
         self.splits = _cut(first, order, *held_out(val_fraction, test_fraction, bool(own))) | own
         if not self.splits["train"]:
             raise UserError(
-                f"data={name}: {len(first)} records are too few to hold some out and train on the rest\n"
+                f"data={name}: too few records ({len(first)}) to hold some out and train on the rest\n"
                 "  Use more records, or data.val_fraction=0 data.test_fraction=0."
             )
         self._handle_seen(drop_seen)
@@ -204,8 +204,8 @@ def _parse(text: str, path: Path, line: int) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         line, problem = line + error.lineno - 1, f"no valid JSON at column {error.colno:,} ({error.msg})"
-    except RecursionError:
-        problem = "no usable JSON (brackets within brackets without end)"
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets within brackets without end
+        problem = f"no usable JSON ({error})"
     raise UserError(f"{shown(path)}: line {line:,}: {problem}\n  A file is one list of objects, or holds one object a line.")
 
 
