@@ -84,8 +84,9 @@ def write_adapter(model: nn.Module, folder: str | os.PathLike, *, base_name: str
     from safetensors.torch import save
 
     tensors = {_PREFIX + name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    Path(folder, CONFIG).unlink(missing_ok=True)  # without it it is no adapter: old settings never meet new weights
     write_atomic(Path(folder, WEIGHTS), save(tensors, metadata={"format": "pt", _BASE: base_hash(model)}))
-    write_atomic(Path(folder, CONFIG), json.dumps(config, indent=2) + "\n")  # last: without it, it is no adapter
+    write_atomic(Path(folder, CONFIG), json.dumps(config, indent=2) + "\n")
 
 
 @torch.no_grad()
