@@ -62,9 +62,10 @@ class Classification:
         self.predictions, self.plot = predictions, plot
 
     def evaluate(self, corpus: TableCorpus, split: str) -> dict[str, Any]:
-        """The report of a split; "baseline" in it holds the baseline's report, or None where it is not wanted.
+        """The report of a split; "baseline" in it holds the baseline's, or None where it is not wanted.
 
-        Writes the predictions and the picture where they are wanted.
+        The baseline's report has "accuracy_difference" too, the model's accuracy less the baseline's. Writes the
+        predictions and the picture where they are wanted.
         Raises UserError if the split has no rows, or a probability is not finite, or a file cannot be written.
         """
         rows = corpus.splits[split]
@@ -83,11 +84,11 @@ class Classification:
                 len(corpus.labels),
                 class_weights=self.class_weights,
             )
-            result["baseline"] = report(truth, guessed, **settings)
+            difference = accuracy_difference(truth, probabilities, guessed, bootstrap=self.bootstrap)
+            result["baseline"] = report(truth, guessed, **settings) | {"accuracy_difference": difference}
         if self.predictions is not None:
-            rows = predictions(texts, truth, probabilities, corpus.labels)
             with writing("predictions", self.predictions):
-                write_atomic(self.predictions, rows)
+                write_atomic(self.predictions, predictions(texts, truth, probabilities, corpus.labels))
         if self.plot is not None:
             with writing("plot", self.plot):
                 plot_classification(result, self.plot)
@@ -225,6 +226,20 @@ def statistics(truth: np.ndarray, probabilities: np.ndarray, counts_BN: np.ndarr
     return np.column_stack([*summary, f1_BK])
 
 
+def accuracy_difference(
+    truth: np.ndarray, ours: np.ndarray, theirs: np.ndarray, *, bootstrap: int = 1000, seed: int = 1
+) -> dict[str, float | None]:
+    """Accuracy of the probabilities `ours` (N, K) less that of `theirs`, with its interval: {"value", "low", "high"}.
+
+    Both are measured on the same resamples, so that what is hard for both does not widen it.
+    """
+    gains = (ours.argmax(axis=1) == truth).astype(float) - (theirs.argmax(axis=1) == truth)
+    draws = np.empty((0, 1))
+    if bootstrap:
+        draws = resampled(lambda counts_BN: (counts_BN @ gains / len(gains))[:, None], truth, samples=bootstrap, seed=seed)
+    return _score(gains.mean(), *interval(gains.mean(), draws[:, 0], lower=-1.0))
+
+
 def calibration(truth: np.ndarray, probabilities: np.ndarray, bins: int) -> list[dict[str, Any]]:
     """How often the predicted class is right, for rows whose probability of it falls into each of `bins` of equal width."""
     confidences, hits = probabilities.max(axis=1), probabilities.argmax(axis=1) == truth
@@ -257,7 +272,7 @@ def flat(report: dict[str, Any]) -> dict[str, float]:
 
 
 def describe(report: dict[str, Any], baseline: dict[str, Any] | None = None) -> str:
-    """A report as tables of text, beside the baseline's summary where there is one."""
+    """A report as tables of text, beside the baseline's summary where there is one (as `Classification` has it)."""
     columns = [("model", report), *([(BASELINE, baseline)] if baseline else [])]
     summary = [[f"{report['rows']:,} rows", *(name for name, _ in columns)]]
     summary += [[title, *(score(part[name]) for _, part in columns)] for name, title in SUMMARY.items()]
@@ -283,7 +298,7 @@ def describe(report: dict[str, Any], baseline: dict[str, Any] | None = None) -> 
         f"{how}.\nECE with {len(report['calibration'])} bins of equal width."
     )
     if baseline:
-        parts.append(_verdict(report["accuracy"]["value"], baseline["accuracy"]["value"]))
+        parts.append(_verdict(baseline["accuracy_difference"]))
     return "\n\n".join(parts)
 
 
@@ -368,13 +383,17 @@ def _score(value: float | None, low: float | None, high: float | None) -> dict[s
     return {"value": float(value), "low": low, "high": high}
 
 
-def _verdict(model: float, baseline: float) -> str:
-    """Who is ahead, said outright."""
-    if model > baseline:
-        return f"The model is ahead of the baseline in accuracy by {number(model - baseline)}."
-    if model < baseline:
-        return f"The baseline is ahead of the model in accuracy by {number(baseline - model)}."
-    return "Model and baseline have the same accuracy."
+def _verdict(difference: dict[str, float | None]) -> str:
+    """Who is ahead in accuracy, said outright."""
+    value, low, high = difference.values()
+    who = "The model is ahead of the baseline" if value > 0 else "The baseline is ahead of the model"
+    if value == 0:
+        return "The model and the baseline have the same accuracy."
+    if low is None:
+        return f"{who} in accuracy by {number(abs(value))}."
+    low, high = sorted((low, high) if value > 0 else (-low, -high))
+    chance = ", which may be chance" if low <= 0 else ""
+    return f"{who} in accuracy by {number(abs(value))} ({number(low)} to {number(high)}){chance}."
 
 
 def _draw_confusion(axes: Any, report: dict[str, Any]) -> None:

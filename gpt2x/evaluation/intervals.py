@@ -47,8 +47,10 @@ def _resamples(strata: np.ndarray, samples: int, seed: int) -> Iterator[np.ndarr
         yield counts_BN
 
 
-def interval(estimate: float, resampled: np.ndarray, upper: float = math.inf) -> tuple[float, float] | tuple[None, None]:
-    """The middle 95 % of `resampled` (samples,), moved so that their mean is the estimate, within 0 and `upper`.
+def interval(
+    estimate: float, resampled: np.ndarray, *, lower: float = 0.0, upper: float = 1.0
+) -> tuple[float, float] | tuple[None, None]:
+    """The middle 95 % of `resampled` (samples,), moved so that their mean is the estimate, within `lower` and `upper`.
 
     The move matters where resampling itself shifts a number, as it does the calibration error: drawing rows again adds
     noise, which only ever makes that one larger. Resamples in which the number is not defined (NaN) are left out.
@@ -57,4 +59,4 @@ def interval(estimate: float, resampled: np.ndarray, upper: float = math.inf) ->
     if len(resampled) == 0:
         return None, None
     low, high = np.quantile(resampled, [0.025, 0.975]) + (estimate - resampled.mean())
-    return float(min(estimate, max(0.0, low))), float(max(estimate, min(upper, high)))  # rounding could cut the estimate off
+    return float(min(estimate, max(lower, low))), float(max(estimate, min(upper, high)))  # rounding may not cut it off

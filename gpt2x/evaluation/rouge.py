@@ -105,8 +105,8 @@ class Rouge:
 def rouge(answers: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, np.ndarray]:
     """The F1 (N,) of each answer by "rouge1", "rouge2" and "rougeL".
 
-    With several references the best one counts, for each measure by itself, as SciTLDR has it (Cachola et al., "TLDR:
-    Extreme Summarization of Scientific Documents", 2020). Raises UserError for an example without any.
+    With several references the best one counts, as for SciTLDR (Cachola et al., "TLDR: Extreme Summarization of Scientific
+    Documents", 2020), and for each measure by itself, as rouge-score has it. Raises UserError for an example without any.
     """
     from rouge_score.rouge_scorer import RougeScorer
 
@@ -214,7 +214,7 @@ def _measured(answers: Sequence[str], references: Sequence[Sequence[str]], boots
         draws = resampled(lambda counts_BN: counts_BN @ values_NM / len(answers), one, samples=bootstrap, seed=seed)
     for i, (name, values) in enumerate(scores.items()):
         mean = float(values.mean())
-        low, high = interval(mean, draws[:, i], upper=1.0)
+        low, high = interval(mean, draws[:, i])
         measured[name] = {"value": mean, "low": low, "high": high}
     return measured | {"words": _mean_words(answers)}
 

@@ -1,0 +1,71 @@
+"""Intervals against published values, and against what they promise: how often they hold the truth."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpt2x.evaluation import intervals
+from gpt2x.evaluation.intervals import bootstrap, interval, wilson
+
+
+@pytest.mark.parametrize(
+    ("successes", "trials", "low", "high"),
+    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0000, 0.1611), (1, 29, 0.0061, 0.1718)],
+)
+def test_wilson_is_the_published_one(successes, trials, low, high):
+    """Newcombe, "Two-sided confidence intervals for the single proportion" (1998), table I, the score method."""
+    assert wilson(successes, trials) == pytest.approx((low, high), abs=5e-5)
+
+
+@given(st.integers(1, 10**9), st.floats(0, 1))
+def test_wilson_holds_the_share_and_is_symmetric(trials, share):
+    successes = round(share * trials)
+    low, high = wilson(successes, trials)
+    assert 0 <= low <= successes / trials <= high <= 1
+    assert wilson(trials - successes, trials) == pytest.approx((1 - high, 1 - low), abs=1e-9)
+
+
+def test_resamples_have_each_stratum_as_often_as_the_rows_do():
+    strata = np.array([0, 1, 1, 2, 1, 2, 0, 1])
+    drawn = bootstrap(lambda counts_BN: counts_BN, strata, samples=500, seed=3)
+    assert drawn.shape == (500, 8)
+    for stratum, size in enumerate(np.bincount(strata)):
+        assert (drawn[:, strata == stratum].sum(axis=1) == size).all()
+    assert drawn.mean(axis=0) == pytest.approx(np.ones(8), abs=0.2)  # every row as likely as any other of its stratum
+    assert drawn[:, 1].var() == pytest.approx(0.75, abs=0.15)  # of 4 draws with a chance of 1/4
+
+
+def test_resamples_depend_on_the_seed_alone(monkeypatch):
+    def drawn(seed: int) -> np.ndarray:
+        return bootstrap(lambda counts_BN: counts_BN, np.zeros(7, dtype=int), samples=20, seed=seed)
+
+    whole = drawn(1)
+    assert (drawn(1) == whole).all()
+    assert (drawn(2) != whole).any()
+    monkeypatch.setattr(intervals, "_CELLS", 1)  # one resample at a time, as with very many rows
+    assert (drawn(1) == whole).all()
+
+
+def test_the_interval_of_a_mean_holds_the_truth_as_often_as_it_says():
+    rng, held = np.random.default_rng(0), 0
+    for seed in range(300):
+        values = rng.exponential(size=60)
+        means = bootstrap(
+            lambda counts_BN, values=values: (counts_BN @ values / 60)[:, None], np.zeros(60), samples=300, seed=seed
+        )
+        low, high = interval(values.mean(), means[:, 0])
+        held += low <= 1 <= high
+    assert 0.88 < held / 300 < 0.98  # 95 %, a little fewer for 60 rows of a skewed distribution
+
+
+def test_what_resampling_adds_is_taken_off_and_limits_are_kept():
+    assert interval(0.1, np.linspace(0.3, 0.5, 1001)) == pytest.approx((0.005, 0.195))
+    assert interval(0.02, np.linspace(0.3, 0.5, 1001))[0] == 0
+    assert interval(0.98, np.linspace(0.3, 0.5, 1001))[1] == 1
+    assert interval(0.0, np.linspace(0.3, 0.5, 1001), lower=-1.0) == pytest.approx((-0.095, 0.095))
+    assert interval(0.5, np.array([np.nan, 0.5, np.nan])) == (0.5, 0.5)
+    assert interval(0.5, np.array([np.nan])) == (None, None)
+    assert interval(0.5, np.array([])) == (None, None)
