@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
+import numpy as np
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -60,6 +63,11 @@ def hugging_face(model: GPT, **changes) -> GPT2LMHeadModel:
 
 def transposed(name: str, tensor: torch.Tensor) -> torch.Tensor:
     return tensor.T if name.split(".")[-2].startswith("c_") and tensor.dim() == 2 else tensor
+
+
+def tokenizer_of(token_lengths: np.ndarray) -> SimpleNamespace:
+    """All that a language model's task wants of a tokenizer: how many bytes each token stands for."""
+    return SimpleNamespace(token_lengths=lambda: token_lengths)
 
 
 def some_tokens(batch: int = 3, length: int = SHAPE["context_length"], seed: int = 2) -> torch.Tensor:

@@ -286,7 +286,7 @@ def test_evaluation_predicts_every_token_but_the_first_exactly_once(n_val, T, ev
     data = windowed(100, T, n_val=n_val, eval_batch_size=eval_batch_size)
     batches = list(data.eval_batches("val"))
     assert predictions(batches) == [(i, i + 1) for i in range(n_val - 1)]
-    assert data.n_eval_tokens("val") == max(0, n_val - 1) == sum(b.weight for b in batches)
+    assert data.n_eval("val") == max(0, n_val - 1) == sum(b.weight for b in batches)
     assert all(len(b.inputs) <= eval_batch_size and b.inputs.shape[1] <= T for b in batches)
 
 

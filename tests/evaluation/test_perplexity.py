@@ -202,7 +202,7 @@ def test_windows_end_to_end_give_the_validation_loss_of_training():
     tokens = random_tokens(5 * T + 7)
     batching = dict(batch_size=2, eval_batch_size=3, stride=None, drop_last=False, shuffle=True)
     data = WindowedData({"train": tokens, "val": tokens}, context_length=T, seed=1, name="random", **batching)
-    training = LanguageModeling(token_lengths=LENGTHS).evaluate(MODEL, data.eval_batches("val"))
+    training = LanguageModeling(TOKENIZER, {}).evaluate(MODEL, data.eval_batches("val"))
     ours = evaluate(tokens, stride=T)
     assert {name: ours[name] for name in training} == pytest.approx(training, rel=1e-6)
     assert ours["windows"] == 6

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import math
@@ -32,13 +33,18 @@ END = GPT2.end_of_text
 LONG = 10_000  # a context that everything fits
 
 
-def task(records: list[Record], tokenizer=CHARS, val: list[Record] = (), **fields) -> InstructionTuning:
-    corpus = SimpleNamespace(
-        name="mine",
-        splits={"train": list(records), "val": list(val), "test": []},
-        batching={"batch_size": 3, "eval_batch_size": 2, "shuffle": True},
-    )
-    return instantiate(InstructionTuningConfig(**{"template": "phi3"} | fields), corpus, tokenizer)
+def task(tokenizer=CHARS, **fields) -> InstructionTuning:
+    return instantiate(InstructionTuningConfig(**{"template": "phi3"} | fields), tokenizer, {})
+
+
+def corpus(train: list[Record], val: list[Record] = (), eval_batch_size: int = 2) -> SimpleNamespace:
+    """All that the task wants of an InstructionCorpus."""
+    batching = {"batch_size": 3, "eval_batch_size": eval_batch_size, "shuffle": True, "drop_last": False}
+    return SimpleNamespace(name="mine", splits={"train": list(train), "val": list(val), "test": []}, batching=batching)
+
+
+def examples(records: list[Record], context_length: int, tokenizer=CHARS, **fields) -> list[Example]:
+    return task(tokenizer, **fields).examples(records, context_length, "train")
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +52,8 @@ def book(request, tmp_path_factory):
     """The book's 1,100 instructions, in the file's order: as read by us, and as they are."""
     mirror = request.getfixturevalue("mirror")
     config = InstructionsConfig(path=str(mirror / "instruction-data.json"), val_fraction=0, test_fraction=0)
-    corpus = instantiate(config, cache=tmp_path_factory.mktemp("cache"))
-    return corpus, json.loads((mirror / "instruction-data.json").read_text())
+    read = instantiate(config, cache=tmp_path_factory.mktemp("cache"))
+    return read.splits["train"], json.loads((mirror / "instruction-data.json").read_text())
 
 
 def book_text(entry: dict) -> tuple[str, str]:
@@ -63,10 +69,10 @@ def book_text(entry: dict) -> tuple[str, str]:
 
 def test_unmasked_examples_are_the_books_token_for_token(book):
     """The book tokenizes prompt and response in one piece, with tiktoken, appends end-of-text and moves by one."""
-    corpus, entries = book
+    records, entries = book
     reference = tiktoken.Encoding("r50k", pat_str=GPT2_PATTERN, mergeable_ranks=ranks(), special_tokens={})
-    tuning = instantiate(InstructionTuningConfig(mask_prompt=False), corpus, GPT2)
-    for entry, example in zip(entries, tuning.examples("train", LONG), strict=True):
+    tuning = instantiate(InstructionTuningConfig(mask_prompt=False), GPT2, {})
+    for entry, example in zip(entries, tuning.examples(records, LONG, "train"), strict=True):
         whole = [*reference.encode("".join(book_text(entry))), END]
         assert example.tokens.tolist() == whole[:-1]
         assert example.target.tolist() == whole[1:]
@@ -83,9 +89,9 @@ def ranks() -> dict[bytes, int]:
 
 def test_masked_examples_predict_the_response_and_end_of_text_alone(book):
     """Walked through token by token: what is predicted, read on its own, is the response."""
-    corpus, entries = book
-    tuning = instantiate(InstructionTuningConfig(), corpus, GPT2)
-    for entry, example in zip(entries, tuning.examples("train", LONG), strict=True):
+    records, entries = book
+    tuning = instantiate(InstructionTuningConfig(), GPT2, {})
+    for entry, example in zip(entries, tuning.examples(records, LONG, "train"), strict=True):
         prompt, response = book_text(entry)
         read, predicted = [], []
         for position, (token, target) in enumerate(zip(example.tokens.tolist(), example.target.tolist(), strict=True)):
@@ -108,8 +114,8 @@ def test_masked_examples_predict_the_response_and_end_of_text_alone(book):
 def test_a_model_given_the_prompt_alone_sees_the_tokens_it_was_trained_on(instruction, input, output):
     """Also where the text's own tokens would run over the boundary: a response that begins with a space or a line end."""
     for response in (output, f" {output}", f"\n{output}"):
-        tuning = task([Record(instruction, input, (response,), 1)], GPT2)
-        (example,) = tuning.examples("train", LONG)
+        tuning = task(GPT2)
+        (example,) = tuning.examples([Record(instruction, input, (response,), 1)], LONG, "train")
         prompt = GPT2.encode(tuning.prompt(instruction, input)).tolist()
         assert example.tokens.tolist()[: len(prompt)] == prompt
         assert (example.target == IGNORED).sum() == len(prompt) - 1
@@ -117,12 +123,12 @@ def test_a_model_given_the_prompt_alone_sees_the_tokens_it_was_trained_on(instru
 
 
 def test_the_first_of_several_outputs_is_learned():
-    (example,) = task([Record("Say.", "", ("one", "two"), 1)]).examples("train", LONG)
+    (example,) = examples([Record("Say.", "", ("one", "two"), 1)], LONG)
     assert CHARS.decode(example.target[example.target != IGNORED][:-1]) == "one"
 
 
 def test_the_text_of_end_of_text_is_not_end_of_text():
-    (example,) = task([Record("Say <|endoftext|>.", "", ("<|endoftext|> it is",), 1)], GPT2).examples("train", LONG)
+    (example,) = examples([Record("Say <|endoftext|>.", "", ("<|endoftext|> it is",), 1)], LONG, GPT2)
     assert END not in example.tokens
     assert example.target.tolist().count(END) == 1
 
@@ -141,50 +147,49 @@ def read(example: Example) -> str:
 
 @pytest.mark.parametrize("too_long", ["cut_end", "cut_input", "drop"])
 def test_what_just_fits_is_left_alone_and_one_token_more_is_not(too_long, caplog):
-    tuning = task([WORDS], too_long=too_long)
     with caplog.at_level(logging.INFO):
-        (whole,) = tuning.examples("train", WHOLE - 1)
+        (whole,) = examples([WORDS], WHOLE - 1, too_long=too_long)
     assert read(whole) == PROMPT + "some words<|endoftext|>"
     assert not caplog.records
-    shorter = tuning.examples("train", WHOLE - 2)
+    shorter = examples([WORDS], WHOLE - 2, too_long=too_long)
     assert [len(example.tokens) for example in shorter] == ([] if too_long == "drop" else [WHOLE - 2])
 
 
 @pytest.mark.parametrize("room", range(1, WHOLE + 2))
 def test_cut_end_keeps_the_prompt_and_the_responses_beginning(room):
-    examples = task([WORDS]).examples("train", room)
+    made = examples([WORDS], room)
     kept = room + 1 - len(PROMPT)
     if kept < 1:
-        assert examples == []
+        assert made == []
         return
-    assert read(examples[0]) == (PROMPT + "some words<|endoftext|>" if kept > 10 else PROMPT + "some words"[:kept])
-    assert examples[0].weight == min(kept, 11)
-    assert (examples[0].target == IGNORED).sum() == len(PROMPT) - 1
+    assert read(made[0]) == (PROMPT + "some words<|endoftext|>" if kept > 10 else PROMPT + "some words"[:kept])
+    assert made[0].weight == min(kept, 11)
+    assert (made[0].target == IGNORED).sum() == len(PROMPT) - 1
 
 
 @pytest.mark.parametrize("room", range(1, WHOLE + 2))
 def test_cut_input_keeps_all_but_the_inputs_end(room):
-    examples = task([WORDS], too_long="cut_input").examples("train", room)
+    made = examples([WORDS], room, too_long="cut_input")
     letters = room + 1 - 11 - BARE  # of the input that fit
     if letters < 1:
-        assert examples == []
+        assert made == []
         return
     kept = WORDS.input[:letters].rstrip()
-    assert read(examples[0]) == f"<|user|>\nSum up.\n{kept}\n<|assistant|>\nsome words<|endoftext|>"
-    assert examples[0].weight == 11
-    assert len(examples[0].tokens) <= room
+    assert read(made[0]) == f"<|user|>\nSum up.\n{kept}\n<|assistant|>\nsome words<|endoftext|>"
+    assert made[0].weight == 11
+    assert len(made[0].tokens) <= room
 
 
 def test_without_an_input_there_is_nothing_to_cut_from_it():
     record = Record("Say a great deal.", "", ("word " * 20,), 1)
-    assert task([record], too_long="cut_input").examples("train", 50) == []
-    assert len(task([record], too_long="cut_end").examples("train", 50)) == 1
+    assert examples([record], 50, too_long="cut_input") == []
+    assert len(examples([record], 50, too_long="cut_end")) == 1
 
 
 def test_the_log_says_how_many_were_cut_and_dropped(caplog):
     records = [WORDS, WORDS, Record("x" * 80, "", ("y",), 3), Record("a", "", ("b",), 4)]
     with caplog.at_level(logging.INFO):
-        task(records).examples("train", WHOLE - 5)
+        examples(records, WHOLE - 5)
     (line,) = [record.getMessage() for record in caplog.records]
     assert line == (
         f"length   of 4 train examples 2 were cut (task.too_long=cut_end) and 1 dropped to fit model.context_length={WHOLE - 5}"
@@ -193,7 +198,7 @@ def test_the_log_says_how_many_were_cut_and_dropped(caplog):
 
 def test_a_context_that_nothing_fits_is_refused():
     with pytest.raises(UserError, match=r"data=mine: nothing is left to train on[^$]*model.context_length=8: use a longer one"):
-        task([WORDS]).batches(context_length=8, seed=1)
+        task().batches(corpus([WORDS]), context_length=8, seed=1)
 
 
 @given(
@@ -204,8 +209,8 @@ def test_a_context_that_nothing_fits_is_refused():
     mask_prompt=st.booleans(),
 )
 def test_any_text_fits_its_context_or_is_dropped(input, output, context_length, too_long, mask_prompt):
-    tuning = task([Record("Sum up.", input, (output,), 1)], GPT2, too_long=too_long, mask_prompt=mask_prompt)
-    for example in tuning.examples("train", context_length):
+    record = Record("Sum up.", input, (output,), 1)
+    for example in examples([record], context_length, GPT2, too_long=too_long, mask_prompt=mask_prompt):
         assert len(example.tokens) == len(example.target) <= context_length
         assert example.weight == (example.target != IGNORED).sum() >= 1
         predicted = example.target[example.target != IGNORED]
@@ -228,8 +233,8 @@ def simple(n: int, start: int = 0) -> Example:
 
 @given(lengths=st.lists(st.integers(1, 20), max_size=40), context_length=st.integers(20, 50))
 def test_packing_loses_nothing_keeps_the_order_and_the_limit(lengths, context_length):
-    examples = [simple(n, 100 * i) for i, n in enumerate(lengths)]
-    rows = pack(examples, context_length)
+    alone = [simple(n, 100 * i) for i, n in enumerate(lengths)]
+    rows = pack(alone, context_length)
     apart = []
     for row in rows:
         assert 0 < len(row.tokens) <= context_length
@@ -240,7 +245,7 @@ def test_packing_loses_nothing_keeps_the_order_and_the_limit(lengths, context_le
         for document in range(count):
             here = row.documents == document
             apart.append((row.tokens[here].tolist(), row.target[here].tolist()))
-    assert apart == [(example.tokens.tolist(), example.target.tolist()) for example in examples]
+    assert apart == [(example.tokens.tolist(), example.target.tolist()) for example in alone]
     firsts = [len(row.tokens[row.documents == 0]) for row in rows]
     for row, following in zip(rows, firsts[1:], strict=False):  # greedy: the next one would not have fit
         assert len(row.tokens) + following > context_length
@@ -248,7 +253,7 @@ def test_packing_loses_nothing_keeps_the_order_and_the_limit(lengths, context_le
 
 def test_only_training_rows_are_packed():
     records = [Record(f"Say {i}.", "", ("a" * i,), i) for i in range(1, 9)]
-    data = task(records, val=records, packing=True).batches(context_length=120, seed=1)
+    data = task(packing=True).batches(corpus(records, records), context_length=120, seed=1)
     assert all(example.documents is not None for example in data.splits["train"])
     assert sum(example.documents[-1] + 1 for example in data.splits["train"]) == 8
     assert len(data.splits["train"]) < 8
@@ -287,9 +292,8 @@ def nats_one_by_one(model: GPT, records: list[Record]) -> list[float]:
 
 @pytest.mark.parametrize("eval_batch_size", [1, 2, 7])
 def test_an_evaluation_is_that_of_the_responses_alone_whatever_the_batch(model, eval_batch_size):
-    tuning = task(RECORDS, val=RECORDS)
-    tuning.corpus.batching["eval_batch_size"] = eval_batch_size
-    data = tuning.batches(context_length=100, seed=1)
+    tuning = task()
+    data = tuning.batches(corpus(RECORDS, RECORDS, eval_batch_size), context_length=100, seed=1)
     nats = nats_one_by_one(model, RECORDS)
     metrics = tuning.evaluate(model, data.eval_batches("val"))
     assert len(nats) == sum(len(r.outputs[0]) + 1 for r in RECORDS)
@@ -300,17 +304,16 @@ def test_an_evaluation_is_that_of_the_responses_alone_whatever_the_batch(model, 
 
 def test_padding_is_never_in_the_loss(model):
     """The summed loss of a padded batch is that of its examples alone, and nothing flows back to the padding's logits."""
-    tuning = task(RECORDS, val=RECORDS)
-    tuning.corpus.batching["eval_batch_size"] = len(RECORDS)
-    (batch,) = tuning.batches(context_length=100, seed=1).eval_batches("val")
+    tuning = task()
+    (batch,) = tuning.batches(corpus(RECORDS, RECORDS, len(RECORDS)), context_length=100, seed=1).eval_batches("val")
     assert batch.inputs.shape[0] == len(RECORDS)
     assert tuning.loss(model, batch).item() == pytest.approx(sum(nats_one_by_one(model, RECORDS)), rel=1e-6)
     assert batch.weight == (batch.targets != IGNORED).sum()
     scores = []
 
-    def keeping(tokens):
-        scores.append(model(tokens).detach().requires_grad_())
-        return scores[0]
+    def keeping(tokens, *, wanted_BT, **about):
+        scores.append(model(tokens, **about).detach().requires_grad_())
+        return scores[0][wanted_BT]
 
     tuning.loss(keeping, batch).backward()
     learned = scores[0].grad.abs().sum(-1) > 0
@@ -323,41 +326,49 @@ def test_rows_of_several_documents_are_told_to_the_model():
     targets = torch.tensor([[IGNORED, 3, IGNORED, 5]])
     asked = []
 
-    def uniform(inputs, **about):
+    def uniform(inputs, *, wanted_BT, **about):
         asked.append(about)
-        return torch.zeros(*inputs.shape, 8)
+        return torch.zeros(*inputs.shape, 8)[wanted_BT]
 
-    tuning = task(RECORDS)
-    assert tuning.loss(uniform, Batch(tokens, targets, weight=2, documents=documents)).item() == pytest.approx(2 * math.log(8))
-    tuning.loss(uniform, Batch(tokens, targets, weight=2))
-    assert torch.equal(asked[0]["documents"], documents)
-    assert asked[1] == {}
+    batch = Batch(tokens, targets, weight=2, lengths=torch.tensor([4]), documents=documents)
+    assert task().loss(uniform, batch).item() == pytest.approx(2 * math.log(8))
+    task().loss(uniform, dataclasses.replace(batch, documents=None))
+    assert torch.equal(asked[0]["documents_BT"], documents)
+    assert asked[1] == {"documents_BT": None, "below": None}
 
 
 # -- prompts ---------------------------------------------------------------------------------------------------
 
 
 def test_prompts_are_cut_at_the_inputs_end_on_request():
-    tuning = task([WORDS])
+    tuning = task()
     assert tuning.prompt("Sum up.", WORDS.input) == PROMPT
     assert tuning.prompt("Sum up.") == "<|user|>\nSum up.\n<|assistant|>\n"
     assert tuning.prompt("Sum up.", WORDS.input, max_tokens=len(PROMPT)) == PROMPT
     assert tuning.prompt("Sum up.", WORDS.input, max_tokens=BARE + 5) == "<|user|>\nSum up.\none t\n<|assistant|>\n"
     with pytest.raises(UserError, match=f"the prompt has {len(PROMPT)} tokens, which cannot be cut to {BARE}"):
         tuning.prompt("Sum up.", WORDS.input, max_tokens=BARE)
-    assert len(GPT2.encode(task([], GPT2).prompt("Sum up.", "snow 雪 " * 30, max_tokens=40))) <= 40
+    assert len(GPT2.encode(task(GPT2).prompt("Sum up.", "snow 雪 " * 30, max_tokens=40))) <= 40
 
 
 def test_what_is_shown_are_the_first_validation_records():
     records = [Record(f"Say {i}.", "it" * i, (f"{i}", "no"), i) for i in range(5)]
-    tuning = task([WORDS], val=records)
-    assert tuning.shown(2) == [("<|user|>\nSay 0.\n<|assistant|>\n", "0"), ("<|user|>\nSay 1.\nit\n<|assistant|>\n", "1")]
-    assert len(tuning.shown(9)) == 5
-    assert tuning.shown(0) == task([WORDS]).shown(3) == []
-    long = Record("Say " + "x" * 100, "", ("long",), 1)
-    assert [reference for _, reference in task([WORDS], val=[long, *records]).shown(2, max_tokens=60)] == ["0", "1"]
+    first = {"prompt": "<|user|>\nSay 0.\n<|assistant|>\n", "reference": "0"}
+    second = {"prompt": "<|user|>\nSay 1.\nit\n<|assistant|>\n", "reference": "1"}
+    assert task(answers=2).examples_to_show(corpus([WORDS], records)) == [first, second]
+    assert len(task(answers=9).examples_to_show(corpus([WORDS], records))) == 5
+    assert task(answers=0).examples_to_show(corpus([WORDS], records)) == []
+    assert task(answers=3).examples_to_show(corpus([WORDS])) == []
+
+
+def test_the_template_stays_as_it_was_when_the_model_was_trained(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("with_input: 'Q: {instruction} {input}'\nwithout_input: 'Q: {instruction}'\n")
+    trained = instantiate(InstructionTuningConfig(template=str(path)), CHARS, {})
+    path.unlink()
+    assert instantiate(InstructionTuningConfig(template=str(path)), CHARS, trained.about).prompt("Why?") == "Q: Why?"
 
 
 def test_settings_say_what_the_best_is_and_what_data_they_need():
-    assert task([WORDS]).metric == "val/loss"
+    assert task().metric == "val/loss"
     assert InstructionTuningConfig.data_kind == InstructionsConfig.kind == "instructions"

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from models import tokenizer_of
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from gpt2x.config.instantiate import instantiate
@@ -40,7 +41,7 @@ def tokens() -> np.ndarray:
 
 @pytest.fixture
 def task() -> LanguageModeling:
-    return instantiate(LanguageModelingConfig(), token_lengths=LENGTHS)
+    return instantiate(LanguageModelingConfig(), tokenizer_of(LENGTHS), {})
 
 
 def windowed(tokens: np.ndarray, n_val: int, eval_batch_size: int) -> WindowedData:
@@ -79,7 +80,7 @@ def test_the_loss_is_the_sum_of_hugging_faces():
     text = torch.randint(VOCAB, (4, T), generator=torch.Generator().manual_seed(0))
     theirs = reference.double().eval()(text, labels=text).loss.item()  # they move the labels by one, and average
     batch = Batch(text[:, :-1], text[:, 1:], weight=4 * (T - 1))
-    ours = LanguageModeling(token_lengths=LENGTHS).loss(model, batch)
+    ours = LanguageModeling(tokenizer_of(LENGTHS), {}).loss(model, batch)
     assert ours.shape == ()
     assert ours.item() / batch.weight == pytest.approx(theirs, rel=1e-6)  # the softmax is taken in float32
 
@@ -125,12 +126,12 @@ def test_bits_per_byte_of_a_model_that_knows_nothing_are_the_bits_of_the_alphabe
             return torch.zeros(*tokens.shape, 256)
 
     targets = torch.arange(200).view(2, 100)
-    task = LanguageModeling(token_lengths=np.ones(256, dtype=np.int64))
+    task = LanguageModeling(tokenizer_of(np.ones(256, dtype=np.int64)), {})
     metrics = task.evaluate(Uniform(), [Batch(targets, targets, weight=200)])
     assert metrics == {"loss": pytest.approx(math.log(256)), "perplexity": pytest.approx(256), "bpb": pytest.approx(8)}
     lengths = np.ones(256, dtype=np.int64)
     lengths[100:] = 0
-    metrics = LanguageModeling(token_lengths=lengths).evaluate(Uniform(), [Batch(targets, targets, weight=200)])
+    metrics = LanguageModeling(tokenizer_of(lengths), {}).evaluate(Uniform(), [Batch(targets, targets, weight=200)])
     assert metrics["bpb"] == pytest.approx(16)
 
 
@@ -147,14 +148,14 @@ def test_bits_per_byte_count_the_bytes_of_the_text(model):
             return logits.scatter(-1, ids[:, 1:, None], 0.0)
 
     batch = Batch(ids[:, :-1], ids[:, 1:], weight=ids.shape[1] - 1)
-    metrics = LanguageModeling(token_lengths=tokenizer.token_lengths()).evaluate(Halving(), [batch])
+    metrics = LanguageModeling(tokenizer, {}).evaluate(Halving(), [batch])
     assert metrics["perplexity"] == pytest.approx(2, rel=1e-5)
     assert metrics["bpb"] == pytest.approx((ids.shape[1] - 1) / (len(text.encode()) - len("In")), rel=1e-5)
 
 
 def test_tokens_that_stand_for_no_bytes_have_no_bits_per_byte(model):
     batch = Batch(torch.zeros(1, 3, dtype=torch.long), torch.zeros(1, 3, dtype=torch.long), weight=3)
-    assert math.isnan(LanguageModeling(token_lengths=np.zeros(VOCAB)).evaluate(model, [batch])["bpb"])
+    assert math.isnan(LanguageModeling(tokenizer_of(np.zeros(VOCAB)), {}).evaluate(model, [batch])["bpb"])
 
 
 def test_a_hopeless_model_has_a_finite_perplexity_and_a_diverged_one_none(task):
