@@ -10,6 +10,8 @@ import pytest
 from hypothesis import settings as hypothesis_settings
 
 from gpt2x.config.schema import GROUPS, PathsConfig, TrainConfig
+from gpt2x.data.config import InstructionsConfig, TableConfig
+from gpt2x.task.config import ClassifierConfig, InstructionTuningConfig
 from gpt2x.training.config import TrainerConfig
 
 TEXT = (Path(__file__).parent.parent / "gpt2x" / "data" / "storybook.txt").read_text()[:12_000]
@@ -102,5 +104,28 @@ def small_run(tmp_path):
             cls = next(c for c in GROUPS[group] if target is None or c._target_ == target)
             built[group] = cls(**values)
         return TrainConfig(**root, **built)
+
+    return make
+
+
+@pytest.fixture
+def fine_tuning(small_run):
+    """Make that of a run on the small data that ship: `fine_tuning("classifier", finetune=HeadConfig(), **changes)`.
+
+    `task` and `data` are changes in their groups, `init` and `finetune` whole configs, all others those of `small_run`.
+    """
+
+    def make(kind: str, *, task=(), data=(), init=None, finetune=None, **changes) -> TrainConfig:
+        settings = {"model.dropout": 0.0, "model.context_length": 96, "model.n_layer": 3, "trainer.max_steps": 60}
+        config = small_run(**settings | {"trainer.eval_every": 20, "sampling.max_new_tokens": 2} | changes)
+        if kind == "classifier":
+            config.data = TableConfig(builtin="spam_sample.csv", labels=["ham", "spam"], **dict(data))
+            config.task = ClassifierConfig(**dict(task))
+        else:
+            config.data = InstructionsConfig(builtin="instructions_sample.json", **dict(data))
+            config.task = InstructionTuningConfig(**{"template": "phi3", "answers": 1} | dict(task))
+        config.init, config.finetune = init or config.init, finetune or config.finetune
+        config.check()
+        return config
 
     return make
