@@ -64,13 +64,14 @@ def said(capsys) -> str:
 def test_a_run_is_the_same_with_its_states_in_memory_on_disk_and_without(fine_tuning, tmp_path, capsys, kind):
     kind, settings = TUNED[kind]
     for keep in ("memory", "disk", "off"):
-        train(fine_tuning(kind, finetune=LastBlockConfig(), **{"trainer.frozen_cache": keep} | settings), tmp_path / keep)
+        settings = settings | {"trainer.frozen_cache": keep, "optimizer.lr": 1e-2}
+        train(fine_tuning(kind, finetune=LastBlockConfig(), **settings), tmp_path / keep)
         lines = said(capsys)
         assert ("states of the 2 lower blocks are computed once and kept" in lines) == (keep != "off")
     assert_same_run(tmp_path / "memory", tmp_path / "off")
     assert_same_run(tmp_path / "disk", tmp_path / "off")
-    trained = losses(tmp_path / "off")
-    assert trained[-1]["train/loss"] < 0.9 * trained[1]["train/loss"]  # something was learned, so the rows say something
+    validation = [row["val/loss"] for row in losses(tmp_path / "off") if "val/loss" in row]
+    assert min(validation) < 0.95 * validation[0]  # something was learned, so the rows say something
 
 
 @pytest.mark.parametrize(
