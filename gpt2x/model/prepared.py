@@ -32,6 +32,7 @@ from gpt2x.config.option import ConfigError
 from gpt2x.device import Device
 from gpt2x.model.cache import KVCache, LayerCache
 from gpt2x.model.gpt import GPT, Block
+from gpt2x.model.lora import merge
 
 log = logging.getLogger(__name__)
 
@@ -49,8 +50,9 @@ def prepare(model: GPT, *, weights: str = "fp32", precision: str = "fp32", cache
                the weights are kept as bf16, `weights` must be "fp32", and the work is left to torch (oneDNN).
     cache      folder that keeps the compiled kernel.
 
-    Raises ConfigError where `weights` need the kernel and it cannot be had.
+    An adapter is merged. Raises ConfigError where `weights` need the kernel and it cannot be had.
     """
+    merge(model)
     if precision == "bf16":
         if weights != "fp32":
             raise ValueError(f"weights={weights!r}: precision='bf16' keeps the weights as it needs them")
