@@ -82,7 +82,9 @@ class Classification(Task):
             classes.append(batch.targets.cpu().numpy())
             probabilities.append(logits_BK.softmax(-1).numpy())
         measured = report(np.concatenate(classes), np.concatenate(probabilities), labels=self.labels, bootstrap=0)
-        return {"loss": nats / weight} | flat(measured) | {"confusion": measured["confusion"]}
+        metrics = flat(measured)
+        metrics.pop("log_loss")  # the loss, but for the weights of the classes
+        return {"loss": nats / weight} | metrics | {"confusion": measured["confusion"]}
 
     @torch.inference_mode()
     def predict(self, model: Classifier, texts: Sequence[str], batch_size: int) -> np.ndarray:

@@ -66,7 +66,7 @@ class Progress:
         shown = "  ".join(
             f"{name} {value:.4f}"
             for name, value in metrics.items()
-            if not (name.endswith("perplexity") or isinstance(value, list))
+            if not (name.endswith("perplexity") or name.count("/") > 1 or isinstance(value, list))
         )
         log.info("step %d/%d  %s%s", step, self.total_steps, shown, "  (best so far)" if best and step else "")
 
