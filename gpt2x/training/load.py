@@ -17,6 +17,7 @@ from gpt2x.model.lora import base_hash, merge
 from gpt2x.task.base import Task
 from gpt2x.tokenizer import base as tokenizers
 from gpt2x.training.checkpoint import Checkpoint, CheckpointError, Checkpoints
+from gpt2x.training.config import RunInitConfig
 from gpt2x.training.streams import RandomStreams
 
 log = logging.getLogger(__name__)
@@ -52,6 +53,11 @@ def load_run(path: str | Path, which: str = "best", *, merged: bool = True) -> L
     weights = checkpoint.tensors("ema" if checkpoint.has("ema") else "model")
     if "base" in checkpoint.state["identity"]:
         config.finetune.adapter = None  # where its training began is of no matter any more
+        if isinstance(config.init, RunInitConfig) and not Path(config.init.path, "config.yaml").is_file():
+            raise UserError(
+                f"{path} holds an adapter alone, for the model of the run {config.init.path}, which is not there\n"
+                f"  put that run back, or correct init.path in {path / 'config.yaml'}"
+            )
         model = new_model(config, tokenizer, task)
         checkpoint.require({"base": base_hash(model)})
         parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}

@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import math
+import os
 import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -42,6 +43,12 @@ from gpt2x.training.streams import RandomStreams
 from gpt2x.training.trainer import Trainer, TrainState
 
 log = logging.getLogger(__name__)
+_TASKS = {"text": "lm", "table": "classifier", "instructions": "instruct"}
+_NEXT = {  # what one can do with a finished run of each kind
+    "text": ["gpt2x-generate checkpoint={}"],
+    "table": ["gpt2x-generate checkpoint={} interactive=true", "gpt2x-evaluate checkpoint={} evaluation=classification"],
+    "instructions": ["gpt2x-generate checkpoint={} interactive=true", "gpt2x-evaluate checkpoint={} evaluation=rouge"],
+}
 _NOT_IN_NAME = ("name=", "resume=", "paths.", "logger", "hydra.")  # overrides that say nothing of what the run is
 
 
@@ -61,6 +68,8 @@ def train(config: TrainConfig, run_dir: Path, *, overrides: list[str] | None = N
     mend, and SystemExit (130 or 143) after a signal, when everything is saved.
     """
     config.device.threads = config.device.threads or default_threads()  # noted, so that a resumed run uses as many
+    if isinstance(config.init, RunInitConfig):
+        config.init.path = os.path.abspath(config.init.path)  # noted for whoever looks from another folder
     with StopRequest() as stop, RunFolder(run_dir, config, overrides or []) as folder:
         log.info("run      %s", shown(run_dir))
         streams = RandomStreams(config.seed)
@@ -187,7 +196,7 @@ def _tracking(config: TrainConfig, folder: RunFolder, checkpoint: Checkpoint | N
         outputs=Path(config.paths.outputs),
         config=asdict(config),
         name=" ".join([config.name, *(o for o in folder.overrides if not o.startswith(_NOT_IN_NAME))])[:128],
-        job_type="train",
+        job_type=_TASKS[config.task.data_kind],
         sweep=sweep,
         overrides=folder.overrides,
     )
@@ -260,6 +269,7 @@ def _conclude(config: TrainConfig, run_dir: Path, state: TrainState, peak_memory
     for plot in plots:
         log.info("plot     %s", shown(plot))
     if state.finished:
-        log.info("try      gpt2x-generate checkpoint=%s", shlex.quote(shown(run_dir)))
+        for command in _NEXT[config.task.data_kind]:
+            log.info("try      %s", command.format(shlex.quote(shown(run_dir))))
     else:
         log.info("go on    gpt2x-train resume=%s", shlex.quote(shown(run_dir)))
