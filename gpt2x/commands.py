@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gpt2x.config.command import Command
-from gpt2x.config.schema import BenchmarkConfig, EvaluateConfig, GenerateConfig, TrainConfig
+from gpt2x.config.schema import BenchmarkConfig, EvaluateConfig, ExportConfig, GenerateConfig, TrainConfig
 
 train = Command(
     name="gpt2x-train",
@@ -102,6 +102,19 @@ evaluate = Command(
         "checkpoint=RUN output=perplexity.json             also as JSON",
         "checkpoint=RUN -m evaluation.stride=16,32,64      shorter strides: more context, more time",
         "checkpoint=RUN generation.weights=int8 evaluation.against_fp32=true            what int8 costs",
+    ),
+)
+
+export = Command(
+    name="gpt2x-export",
+    config_name="export",
+    schema=ExportConfig,
+    run="gpt2x.interop.export:export",
+    shown=("checkpoint", "which", "format", "output", "weights", "base"),
+    examples=(
+        "checkpoint=RUN format=gguf output=model.gguf             a language model or an instructed one, for llama.cpp",
+        "checkpoint=RUN format=gguf weights=q8_0 output=small.gguf",
+        "checkpoint=RUN format=peft output=adapter                what finetune=lora has trained, for Hugging Face's peft",
     ),
 )
 

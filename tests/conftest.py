@@ -97,7 +97,7 @@ def small_run(tmp_path):
         )
         for key, value in changes.items():
             group, _, name = key.rpartition(".")
-            (settings[group] if group else root)[name] = value
+            (settings.setdefault(group, {}) if group else root)[name] = value
         built = {"trainer": TrainerConfig(**settings.pop("trainer"))}
         for group, values in settings.items():
             target = values.get("_target_")

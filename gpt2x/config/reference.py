@@ -9,7 +9,7 @@ from typing import Any
 from gpt2x.config.check import NOT_GIVEN, Setting, is_group, settings, type_name, types_of
 from gpt2x.config.compose import CONFIG_DIR
 from gpt2x.config.option import show
-from gpt2x.config.schema import GROUPS, BenchmarkConfig, EvaluateConfig, GenerateConfig, TrainConfig
+from gpt2x.config.schema import GROUPS, BenchmarkConfig, EvaluateConfig, ExportConfig, GenerateConfig, TrainConfig
 
 _INTRO = """\
 # Settings
@@ -37,6 +37,7 @@ def reference() -> str:
         "train": TrainConfig,
         "generate": GenerateConfig,
         "evaluate": EvaluateConfig,
+        "export": ExportConfig,
         "benchmark": BenchmarkConfig,
     }
     groups = sorted(path.name for path in CONFIG_DIR.iterdir() if path.is_dir() and any(path.glob("*.yaml")))
@@ -64,7 +65,7 @@ def _root(name: str, schema: type) -> list[str]:
     kinds = types_of(schema)
     chosen = {field.name: kinds[field.name] for field in dataclasses.fields(schema) if is_group(field.name, kinds[field.name])}
     links = (f"[{group}](#{group})" + ("" if kind is Any else " (may be left out)") for group, kind in chosen.items())
-    lines = [f"## gpt2x-{name}", "", f"Groups: {', '.join(links)}.", ""]
+    lines = [f"## gpt2x-{name}", "", *([f"Groups: {', '.join(links)}.", ""] if chosen else [])]
     return [*lines, *_table(list(settings(schema))), ""]
 
 

@@ -147,24 +147,13 @@ class TrainConfig:
 
 
 @dataclass(kw_only=True)
-class TrainedModelConfig:
+class CheckpointConfig:
     """What every command needs that loads a trained model."""
 
     checkpoint: str = option(help="a run's folder", verbatim=True)
     which: str = option("best", "which of the run's checkpoints: best, last, or a step's number")
-    generation: WeightsConfig = field(default_factory=WeightsConfig)
-    paths: CachePathsConfig = field(default_factory=CachePathsConfig)
-    device: Any = None
 
     def check(self) -> None:
-        weights = self.generation.weights
-        if weights != "fp32" and self.device.type != "cpu":
-            raise ConfigError("generation.weights", weights, "is for the processor", "use device=cpu, or device.precision=bf16")
-        if weights != "fp32" and self.device.precision != "fp32":
-            problem = f"device.precision={self.device.precision} keeps the weights as it needs them"
-            raise ConfigError("generation.weights", weights, problem, "leave out one of the two")
-        if self.device.compile:
-            raise ConfigError("device.compile", True, "is for training; here it would compile anew for every length")
         if self.which not in ("best", "last") and not self.which.isdecimal():
             raise ConfigError("which", self.which, "expected best, last, or a step's number")
 
@@ -173,6 +162,47 @@ class TrainedModelConfig:
         if not os.path.isfile(os.path.join(self.checkpoint, "config.yaml")):
             problem = "not the folder of a run (it has no config.yaml)"
             raise ConfigError("checkpoint", self.checkpoint, problem, "runs lie under outputs/runs")
+
+
+@dataclass(kw_only=True)
+class ExportConfig(CheckpointConfig):
+    """gpt2x-export: write a trained model in a form that other programs read."""
+
+    format: str = option(
+        help="gguf: one file for llama.cpp and Ollama, of a model that makes text; peft: the adapter of a finetune=lora run, "
+        "a folder for Hugging Face's peft",
+        choices=("gguf", "peft"),
+    )
+    output: str = option(help="the file (gguf) or folder (peft) to write", verbatim=True)
+    weights: str = option("f32", "of gguf: what matrices are kept as", choices=("f32", "f16", "q8_0"))
+    base: str | None = option(None, "of peft: name or folder of the base model, for AutoPeftModel", verbatim=True)
+
+    def check(self) -> None:
+        super().check()
+        if self.format != "gguf" and self.weights != "f32":
+            raise ConfigError("weights", self.weights, "is for format=gguf", "leave it out")
+        if self.format != "peft" and self.base is not None:
+            raise ConfigError("base", self.base, "is for format=peft", "leave it out")
+
+
+@dataclass(kw_only=True)
+class TrainedModelConfig(CheckpointConfig):
+    """What every command needs that computes with a trained model."""
+
+    generation: WeightsConfig = field(default_factory=WeightsConfig)
+    paths: CachePathsConfig = field(default_factory=CachePathsConfig)
+    device: Any = None
+
+    def check(self) -> None:
+        super().check()
+        weights = self.generation.weights
+        if weights != "fp32" and self.device.type != "cpu":
+            raise ConfigError("generation.weights", weights, "is for the processor", "use device=cpu, or device.precision=bf16")
+        if weights != "fp32" and self.device.precision != "fp32":
+            problem = f"device.precision={self.device.precision} keeps the weights as it needs them"
+            raise ConfigError("generation.weights", weights, problem, "leave out one of the two")
+        if self.device.compile:
+            raise ConfigError("device.compile", True, "is for training; here it would compile anew for every length")
 
 
 @dataclass(kw_only=True)

@@ -12,6 +12,7 @@ import zipfile
 import zlib
 from pathlib import Path
 
+from gpt2x.data.config import name_in_cache
 from gpt2x.errors import UserError
 from gpt2x.files import sha256_file, write_atomic
 
@@ -66,7 +67,7 @@ def fetch(
         if member is None:
             _download(url, part, target)
         else:
-            name, pin = url.rsplit("/", 1)[-1], "data.archive_sha256"
+            name, pin = name_in_cache(url), "data.archive_sha256"
             _extract(fetch(url, file=name, sha256=archive_sha256, cache=cache, mirror=mirror, pinned_by=pin), member, part)
         actual = sha256_file(part)
         if sha256 is not None and actual != sha256:

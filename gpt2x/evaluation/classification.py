@@ -302,11 +302,12 @@ def describe(report: dict[str, Any], baseline: dict[str, Any] | None = None) -> 
     return "\n\n".join(parts)
 
 
-def plot_classification(report: dict[str, Any], path: str | Path) -> None:
+def plot_classification(report: dict[str, Any], path: str | Path, *, title: str | None = None) -> None:
     """Draw the confusion matrix, with counts and shares of each true class, and the reliability diagram, as one PNG."""
     from matplotlib.figure import Figure  # without pyplot there is no window system to look for
 
     figure = Figure(figsize=(11, 5), layout="constrained")
+    figure.suptitle(title)
     left, right = figure.subplots(1, 2)
     _draw_confusion(left, report)
     _draw_reliability(right, report)

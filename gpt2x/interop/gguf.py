@@ -15,6 +15,7 @@ from torch import Tensor
 from gpt2x.errors import UserError
 from gpt2x.files import replacing
 from gpt2x.model.gpt import GPT
+from gpt2x.model.lora import adapted_layers
 from gpt2x.tokenizer.base import END_OF_TEXT, Tokenizer
 from gpt2x.tokenizer.byte_level import ByteLevelTokenizer
 from gpt2x.tokenizer.gpt2 import byte_letters
@@ -110,6 +111,8 @@ def merges(tokenizer: ByteLevelTokenizer) -> list[tuple[bytes, bytes]]:
 
 
 def _check(model: GPT, tokenizer: Tokenizer, weights: str) -> None:
+    if adapted_layers(model):
+        raise ValueError("GGUF: the model has an adapter, which would be left out: merge it first")
     if not isinstance(tokenizer, ByteLevelTokenizer):
         problem = f"GGUF: a {tokenizer.kind} tokenizer cannot be represented, only byte-level ones can"
         raise UserError(f"{problem}; train with tokenizer=bpe or tokenizer=gpt2")

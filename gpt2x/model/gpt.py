@@ -158,6 +158,8 @@ class GPT(nn.Module):
                 x_BTC = self.h[i](x_BTC, mask=mask)
             else:
                 x_BTC = self.h[i](x_BTC, kept)
+        if at_B is not None and first == len(self.h):  # no block was left to do it
+            x_BTC = select(x_BTC, at_B)
         return self.ln_f(x_BTC)
 
     def below(self, tokens_BT: Tensor, n: int, documents_BT: Tensor | None = None) -> Below:

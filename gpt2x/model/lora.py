@@ -53,7 +53,7 @@ class LoRALinear(nn.Linear):
         drawn = torch.empty(rank, self.in_features).uniform_(-bound, bound, generator=generator)
         self.lora_A = nn.Parameter(drawn.to(self.weight))
         self.lora_B = nn.Parameter(self.weight.new_zeros(self.out_features, rank))
-        self.register_parameter("magnitude", nn.Parameter(self._row_lengths()) if dora else None)
+        self.register_parameter("magnitude", nn.Parameter(_row_lengths(self._adapted_weight())) if dora else None)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., inputs) -> (..., outputs)."""
@@ -65,22 +65,20 @@ class LoRALinear(nn.Linear):
             return base + change
         # Written as an addition to the base, like LoRA, so that a new adapter changes not even the last bit. The
         # dropout holds for the whole addition, W's part of it too.
-        ratio = self.magnitude / self._row_lengths()
+        ratio = self.magnitude / _row_lengths(self._adapted_weight())
         product = F.linear(adapted, self.weight) if dropping or self.bias is None else base - self.bias
         return base + ((ratio - 1) * product + ratio * change).to(base.dtype)
 
     def merged_weight(self) -> Tensor:
         """The weight (outputs, inputs) of the plain layer that computes the same without dropout; at least in fp32."""
-        dtype = torch.promote_types(self.weight.dtype, torch.float32)
-        merged = self.weight.to(dtype) + self.scale * (self.lora_B.to(dtype) @ self.lora_A.to(dtype))
-        if self.magnitude is not None:
-            merged = merged * (self.magnitude.to(dtype) / self._row_lengths())[:, None]
-        return merged.detach()
+        adapted = self._adapted_weight()
+        return adapted if self.magnitude is None else adapted * (self.magnitude.detach() / _row_lengths(adapted))[:, None]
 
-    def _row_lengths(self) -> Tensor:
-        """Lengths (outputs,) of the rows of the adapted weight, without a gradient; never 0, which is divided by."""
-        adapted = self.weight + self.scale * (self.lora_B.detach() @ self.lora_A.detach())
-        return torch.linalg.vector_norm(adapted, dim=1).clamp(min=torch.finfo(adapted.dtype).tiny)
+    def _adapted_weight(self) -> Tensor:
+        """W + scale * B A, without a gradient and at least in fp32."""
+        dtype = torch.promote_types(self.weight.dtype, torch.float32)
+        A, B = self.lora_A.detach().to(dtype), self.lora_B.detach().to(dtype)
+        return self.weight.to(dtype) + self.scale * (B @ A)
 
     def extra_repr(self) -> str:
         kind = "DoRA" if self.magnitude is not None else "rsLoRA" if self.rslora else "LoRA"
@@ -175,6 +173,11 @@ def base_hash(model: nn.Module) -> str:
             digest.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}\n".encode())
             digest.update(parameter.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def _row_lengths(weight: Tensor) -> Tensor:
+    """Lengths (outputs,) of the rows of a weight; never 0, for they are divided by."""
+    return torch.linalg.vector_norm(weight, dim=1).clamp(min=torch.finfo(weight.dtype).tiny)
 
 
 def ends_with(name: str, target: str) -> bool:

@@ -33,6 +33,7 @@ from gpt2x.device import Device
 from gpt2x.model.cache import KVCache, LayerCache
 from gpt2x.model.classifier import parts
 from gpt2x.model.gpt import GPT, Block, select
+from gpt2x.model.lora import merge
 
 log = logging.getLogger(__name__)
 
@@ -51,8 +52,9 @@ def prepare(model: GPT, *, weights: str = "fp32", precision: str = "fp32", cache
     cache      folder that keeps the compiled kernel.
     with_head  false: its own output head is not used, as in a classifier.
 
-    Raises ConfigError where `weights` need the kernel and it cannot be had.
+    An adapter is merged. Raises ConfigError where `weights` need the kernel and it cannot be had.
     """
+    merge(model)
     if precision == "bf16":
         if weights != "fp32":
             raise ValueError(f"weights={weights!r}: precision='bf16' keeps the weights as it needs them")

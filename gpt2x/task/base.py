@@ -45,5 +45,6 @@ class Task(ABC):
         were grouped into batches."""
 
     def examples_to_show(self, corpus: Any) -> list[dict[str, str]]:
-        """What the model is asked at each evaluation, to be looked at: {"prompt": ...} and maybe {"reference": ...}."""
+        """What the model is asked at each evaluation, to be looked at: {"prompt": ...}, and with a known answer also
+        {"question": what to show in the prompt's place, "reference": the answer}."""
         return []

@@ -69,7 +69,8 @@ class Classification(Task):
     def evaluate(
         self, model: nn.Module, batches: Iterable[Batch], stop: Callable[[], bool] = lambda: False
     ) -> dict[str, Any] | None:
-        """The loss, what evaluation.classification.flat names, and "confusion", the rows of class i told to be of class j."""
+        """The loss; what evaluation.classification.flat names; and two tables: "confusion", how many rows of each class are
+        told to be of which, and "calibration", how often each confidence was right (see evaluation.classification)."""
         nats, weight, classes, probabilities = 0.0, 0.0, [], []
         for batch in batches:
             if stop():
@@ -82,7 +83,12 @@ class Classification(Task):
             classes.append(batch.targets.cpu().numpy())
             probabilities.append(logits_BK.softmax(-1).numpy())
         measured = report(np.concatenate(classes), np.concatenate(probabilities), labels=self.labels, bootstrap=0)
-        return {"loss": nats / weight} | flat(measured) | {"confusion": measured["confusion"]}
+        metrics = flat(measured)
+        metrics.pop("log_loss")  # the loss, but for the weights of the classes
+        confusion = {
+            true: dict(zip(self.labels, row, strict=True)) for true, row in zip(self.labels, measured["confusion"], strict=True)
+        }
+        return {"loss": nats / weight} | metrics | {"confusion": confusion, "calibration": measured["calibration"]}
 
     @torch.inference_mode()
     def predict(self, model: Classifier, texts: Sequence[str], batch_size: int) -> np.ndarray:

@@ -89,7 +89,11 @@ class InstructionTuning(LanguageModeling):
     def examples_to_show(self, corpus: InstructionCorpus) -> list[dict[str, str]]:
         """The first `answers` validation records."""
         return [
-            {"prompt": self.template.render(record.instruction, record.input), "reference": record.outputs[0]}
+            {
+                "prompt": self.template.render(record.instruction, record.input),
+                "question": " ".join(filter(None, (record.instruction, record.input))),
+                "reference": record.outputs[0],
+            }
             for record in corpus.splits["val"][: self.answers]
         ]
 

@@ -66,16 +66,17 @@ class Progress:
         shown = "  ".join(
             f"{name} {value:.4f}"
             for name, value in metrics.items()
-            if not (name.endswith("perplexity") or isinstance(value, list))
+            if not (name.endswith("perplexity") or name.count("/") > 1 or isinstance(value, (dict, list)))
         )
         log.info("step %d/%d  %s%s", step, self.total_steps, shown, "  (best so far)" if best and step else "")
 
     def sampled(self, sample: dict[str, str]) -> None:
-        """A text was generated; its empty lines are left out here."""
-        lines = [line for line in (sample["prompt"] + sample["text"]).splitlines() if line.strip()]
-        if "reference" in sample:
-            lines.append(f"(reference: {sample['reference']})")
-        log.info("  | %s", "\n  | ".join(lines))
+        """A text was generated: after its prompt, or as the answer to a question. Empty lines are left out here."""
+        if "question" in sample:
+            text = f"{sample['question']}\n-> {sample['text'].strip()}\n   (reference: {sample['reference']})"
+        else:
+            text = sample["prompt"] + sample["text"]
+        log.info("  | %s", "\n  | ".join(line for line in text.splitlines() if line.strip()))
 
 
 def _terminal_width() -> int:

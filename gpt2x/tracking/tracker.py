@@ -23,10 +23,13 @@ class Tracker:
 
     def log(self, row: dict[str, Any]) -> None:
         """Take one row of numbers: "step" (int) and names such as "train/loss", "val/loss", "lr", "tokens"; and of tables
-        of numbers, as lists, such as "val/confusion"."""
+        of numbers, as mappings and lists, such as "val/confusion"."""
 
     def sample(self, row: dict[str, Any]) -> None:
-        """Take one generated text: {"step": int, "prompt": str, "text": str}."""
+        """Take one generated text: {"step": int, "prompt": str, "text": str}, maybe with "question" and "reference"."""
+
+    def picture(self, path: Path) -> None:
+        """Take a picture that lies in the run's folder."""
 
     def finish(self, status: str, summary: dict[str, Any]) -> None:
         """Close. Called exactly once, and never raises. `status` is "finished", "failed" or "interrupted"."""
@@ -93,6 +96,9 @@ class Trackers(Tracker):
     def sample(self, row: dict[str, Any]) -> None:
         self._tell("sample", row)
 
+    def picture(self, path: Path) -> None:
+        self._tell("picture", path)
+
     def finish(self, status: str, summary: dict[str, Any]) -> None:
         for tracker in self._all:  # also those that failed: what they had taken until then may still be saved
             try:
@@ -100,10 +106,10 @@ class Trackers(Tracker):
             except Exception as error:
                 _log.warning("%s did not finish: %s", type(tracker).__name__, one_line(error))
 
-    def _tell(self, what: str, row: dict[str, Any]) -> None:
+    def _tell(self, what: str, news: dict[str, Any] | Path) -> None:
         for tracker in list(self._live):
             try:
-                getattr(tracker, what)(row)
+                getattr(tracker, what)(news)
             except Exception as error:
                 if isinstance(tracker, RunFiles):
                     raise
@@ -128,10 +134,12 @@ def one_line(error: BaseException) -> str:
     return (" ".join(str(error).split()) or type(error).__name__)[:300]
 
 
-def _number(value: Any) -> int | float | list | None:
-    """A JSON number of a Python, NumPy or one-element torch number, None if it is not finite; or a list of such."""
+def _number(value: Any) -> int | float | list | dict | None:
+    """A JSON number of a Python, NumPy or one-element torch number, None if it is not finite; or a table of such."""
     if isinstance(value, list):
         return [_number(item) for item in value]
+    if isinstance(value, dict):
+        return {name: _number(item) for name, item in value.items()}
     if value is None or isinstance(value, int):
         return value
     value = float(value)

@@ -87,8 +87,7 @@ class WandbTracker(Tracker):
 
     def log(self, row: dict[str, Any]) -> None:
         if self._run is not None:
-            numbers = {key: value for key, value in row.items() if not isinstance(value, list)}
-            self._run.log({"trainer/step" if key == "step" else key: value for key, value in numbers.items()})
+            self._run.log({"trainer/step" if key == "step" else key: _shown_by_wandb(value) for key, value in row.items()})
 
     def sample(self, row: dict[str, Any]) -> None:
         """Log the text as a small page: a table would be sent anew, and longer, each time."""
@@ -97,6 +96,12 @@ class WandbTracker(Tracker):
 
             page = f"<pre style='white-space: pre-wrap'><b>{html.escape(row['prompt'])}</b>{html.escape(row['text'])}</pre>"
             self._run.log({"trainer/step": row["step"], "sample": wandb.Html(page, inject=False)})
+
+    def picture(self, path: Path) -> None:
+        if self._run is not None:
+            import wandb
+
+            self._run.log({f"plots/{path.stem}": wandb.Image(str(path))})
 
     def finish(self, status: str, summary: dict[str, Any]) -> None:
         run, self._run = self._run, None
@@ -163,6 +168,18 @@ class WandbTracker(Tracker):
         record = {"id": run.id, "project": run.project, "entity": run.entity, "mode": mode, "folders": folders}
         write_atomic(self._record, json.dumps(record, indent=2) + "\n")
         self._sync = f"wandb sync {'' if run.offline else '--include-online '}{_shown(_folder(run))}"
+
+
+def _shown_by_wandb(value: Any) -> Any:
+    """A table of numbers ({row: {column: number}}, or a list of {column: number}) as wandb's own table."""
+    if not isinstance(value, (dict, list)):
+        return value
+    import wandb
+
+    if isinstance(value, dict):
+        columns = [str(name) for name in next(iter(value.values()))]
+        return wandb.Table(columns=["", *columns], data=[[str(name), *row.values()] for name, row in value.items()])
+    return wandb.Table(columns=list(value[0]), data=[list(row.values()) for row in value])
 
 
 def _folder(run: Any) -> Path:

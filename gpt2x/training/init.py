@@ -6,6 +6,7 @@ import torch
 
 from gpt2x.config.option import ConfigError
 from gpt2x.errors import UserError
+from gpt2x.model.classifier import parts
 from gpt2x.model.gpt import GPT
 from gpt2x.tokenizer.base import Tokenizer
 
@@ -16,13 +17,12 @@ def scratch(gpt: GPT, tokenizer: Tokenizer) -> None:
 
 @torch.no_grad()
 def from_run(gpt: GPT, tokenizer: Tokenizer, *, path: str, which: str) -> None:
-    """The weights of an earlier run's model, whatever its task: its head is left behind if this model has none of the kind.
+    """The weights of an earlier run's model, whatever its task; a head of its own is left behind if this model has none.
 
-    The context may be shorter than the run's; then the positions beyond it are left out. Raises UserError if the run has
+    The context may be shorter than the run's: the positions beyond it are left out. Raises UserError if the run has
     another tokenizer, or a model of another shape.
     """
-    from gpt2x.model.classifier import parts
-    from gpt2x.training.load import load_run
+    from gpt2x.training.load import load_run  # which in turn builds a run's model anew, where it is an adapter's base
 
     run = load_run(path, which)
     if run.tokenizer.fingerprint != tokenizer.fingerprint:
@@ -30,18 +30,14 @@ def from_run(gpt: GPT, tokenizer: Tokenizer, *, path: str, which: str) -> None:
             f"init.path={path}: that run's tokens ({run.tokenizer.kind}) are not this one's ({tokenizer.kind})\n"
             "  leave out tokenizer=: with init=run the tokenizer is the run's own"
         )
-    source = dict(parts(run.model)[0].named_parameters())
-    for name, parameter in gpt.named_parameters():
-        weight = source.get(name)
-        if name == "lm_head.weight" and weight is None:
-            weight = source["wte.weight"]  # a tied head becomes one of its own
-        if name == "wpe.weight" and weight.shape[0] > parameter.shape[0]:
-            weight = weight[: parameter.shape[0]]
-        if weight is None or weight.shape != parameter.shape:
-            problem = f"its model has {run.model}, this one {gpt}"
-            raise ConfigError("init.path", path, problem, "leave out model=: with init=run the model's shape is the run's own")
-        parameter.copy_(weight)
-    missing = [name for name in source if name.startswith("h.") and name not in dict(gpt.named_parameters())]
-    if missing:
-        problem = f"its model has {run.model}, this one {gpt}"
+    source = parts(run.model)[0]
+    weights = dict(source.named_parameters())
+    weights.setdefault("lm_head.weight", weights["wte.weight"])  # a tied head becomes one of its own
+    weights["wpe.weight"] = weights["wpe.weight"][: gpt.context_length]
+    mine = dict(gpt.named_parameters())
+    alike = all(name in weights and weights[name].shape == parameter.shape for name, parameter in mine.items())
+    if not alike or (len(source.h), source.n_head) != (len(gpt.h), gpt.n_head):
+        problem = f"its model has {source}, this one {gpt}"
         raise ConfigError("init.path", path, problem, "leave out model=: with init=run the model's shape is the run's own")
+    for name, parameter in mine.items():
+        parameter.copy_(weights[name])

@@ -13,10 +13,11 @@ from gpt2x.config.compose import from_yaml
 from gpt2x.config.instantiate import instantiate
 from gpt2x.config.schema import TrainConfig
 from gpt2x.errors import UserError
-from gpt2x.model.lora import adapted_layers, base_hash, merge
+from gpt2x.model.lora import base_hash, merge
 from gpt2x.task.base import Task
 from gpt2x.tokenizer import base as tokenizers
 from gpt2x.training.checkpoint import Checkpoint, CheckpointError, Checkpoints
+from gpt2x.training.config import RunInitConfig
 from gpt2x.training.streams import RandomStreams
 
 log = logging.getLogger(__name__)
@@ -33,11 +34,12 @@ class LoadedRun:
     checkpoint: Checkpoint
 
 
-def load_run(path: str | Path, which: str = "best") -> LoadedRun:
+def load_run(path: str | Path, which: str = "best", *, merged: bool = True) -> LoadedRun:
     """Load the "best" or "last" checkpoint of the run in folder `path`, or that of a step.
 
     Where the run keeps an average of its weights, that is what is loaded: the validation loss is the average's. Of a run
-    with finetune=lora the model that it started from is loaded first, and the adapter is added to its weights.
+    with finetune=lora the model that it started from is loaded first, and the adapter is added to its weights unless
+    `merged` is false.
     Raises UserError where there is no such run or checkpoint, or the tokenizer or the adapter is not the model's.
     """
     path = Path(path)
@@ -51,6 +53,11 @@ def load_run(path: str | Path, which: str = "best") -> LoadedRun:
     weights = checkpoint.tensors("ema" if checkpoint.has("ema") else "model")
     if "base" in checkpoint.state["identity"]:
         config.finetune.adapter = None  # where its training began is of no matter any more
+        if isinstance(config.init, RunInitConfig) and not Path(config.init.path, "config.yaml").is_file():
+            raise UserError(
+                f"{path} holds an adapter alone, for the model of the run {config.init.path}, which is not there\n"
+                f"  put that run back, or correct init.path in {path / 'config.yaml'}"
+            )
         model = new_model(config, tokenizer, task)
         checkpoint.require({"base": base_hash(model)})
         parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -62,7 +69,7 @@ def load_run(path: str | Path, which: str = "best") -> LoadedRun:
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(weights[name])
-    if adapted_layers(model):
+    if merged:
         merge(model)
     return LoadedRun(config, tokenizer, task, model.eval(), checkpoint)
 

@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import math
+import os
 import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -35,13 +36,19 @@ from gpt2x.training.config import RunInitConfig
 from gpt2x.training.finetune import table
 from gpt2x.training.frozen import FrozenStates, frozen_states
 from gpt2x.training.load import new_model
-from gpt2x.training.plots import plot_loss
+from gpt2x.training.plots import plot_classes, plot_loss
 from gpt2x.training.run_folder import RunFolder
 from gpt2x.training.signals import StopRequest
 from gpt2x.training.streams import RandomStreams
 from gpt2x.training.trainer import Trainer, TrainState
 
 log = logging.getLogger(__name__)
+_TASKS = {"text": "lm", "table": "classifier", "instructions": "instruct"}
+_NEXT = {  # what one can do with a finished run of each kind
+    "text": ["gpt2x-generate checkpoint={}"],
+    "table": ["gpt2x-generate checkpoint={} interactive=true", "gpt2x-evaluate checkpoint={} evaluation=classification"],
+    "instructions": ["gpt2x-generate checkpoint={} interactive=true", "gpt2x-evaluate checkpoint={} evaluation=rouge"],
+}
 _NOT_IN_NAME = ("name=", "resume=", "paths.", "logger", "hydra.")  # overrides that say nothing of what the run is
 
 
@@ -61,6 +68,8 @@ def train(config: TrainConfig, run_dir: Path, *, overrides: list[str] | None = N
     mend, and SystemExit (130 or 143) after a signal, when everything is saved.
     """
     config.device.threads = config.device.threads or default_threads()  # noted, so that a resumed run uses as many
+    if isinstance(config.init, RunInitConfig):
+        config.init.path = os.path.abspath(config.init.path)  # noted for whoever looks from another folder
     with StopRequest() as stop, RunFolder(run_dir, config, overrides or []) as folder:
         log.info("run      %s", shown(run_dir))
         streams = RandomStreams(config.seed)
@@ -137,7 +146,7 @@ def train(config: TrainConfig, run_dir: Path, *, overrides: list[str] | None = N
                 log.info("nothing left to do; a trainer.max_steps above %d makes the run longer", state.step)
             trainer.fit(stop)
             folder.result["peak_memory_bytes"] = device.peak_memory()
-            _conclude(config, run_dir, state, device.peak_memory())
+            _conclude(config, run_dir, state, device.peak_memory(), tracker)
             if not state.finished:
                 raise SystemExit(stop.exit_code)
         return Result(run_dir, state.best, state)
@@ -187,7 +196,7 @@ def _tracking(config: TrainConfig, folder: RunFolder, checkpoint: Checkpoint | N
         outputs=Path(config.paths.outputs),
         config=asdict(config),
         name=" ".join([config.name, *(o for o in folder.overrides if not o.startswith(_NOT_IN_NAME))])[:128],
-        job_type="train",
+        job_type=_TASKS[config.task.data_kind],
         sweep=sweep,
         overrides=folder.overrides,
     )
@@ -245,19 +254,22 @@ def _plan(config: TrainConfig, data: Any, steps: int, state: TrainState) -> str:
     return f"{plan}; going on from step {state.step:,}" if config.resume is not None else plan
 
 
-def _conclude(config: TrainConfig, run_dir: Path, state: TrainState, peak_memory: int) -> None:
+def _conclude(config: TrainConfig, run_dir: Path, state: TrainState, peak_memory: int, tracker: Tracker) -> None:
     """Draw the loss and say how it ended and what one can do next."""
+    plots = []
     try:
-        plot = plot_loss(run_dir, config.name)
+        plots = [plot for plot in (plot_loss(run_dir, config.name), plot_classes(run_dir)) if plot is not None]
+        for plot in plots:
+            tracker.picture(plot)
     except Exception as error:  # the run is trained and saved: a picture must not make it fail
-        log.warning("the loss could not be plotted: %s", error)
-        plot = None
+        log.warning("the metrics could not be plotted: %s", error)
     best = f", best val/loss {state.best:.4f} at step {state.best_step:,}" if state.best is not None else ""
     what = "finished" if state.finished else "stopped and saved" if state.step else "stopped, with nothing to save yet,"
     log.info("%s at step %s in %s%s, peak memory %s", what, f"{state.step:,}", clock(state.seconds), best, size(peak_memory))
-    if plot is not None:
+    for plot in plots:
         log.info("plot     %s", shown(plot))
     if state.finished:
-        log.info("try      gpt2x-generate checkpoint=%s", shlex.quote(shown(run_dir)))
+        for command in _NEXT[config.task.data_kind]:
+            log.info("try      %s", command.format(shlex.quote(shown(run_dir))))
     else:
         log.info("go on    gpt2x-train resume=%s", shlex.quote(shown(run_dir)))

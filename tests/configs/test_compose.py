@@ -417,3 +417,13 @@ def test_instantiate_calls_only_what_the_schema_declares():
     config._target_ = "os.system"
     with pytest.raises(ValueError, match="is not one of"):
         instantiate(config)
+
+
+def test_lora_without_targets_or_with_an_adapter_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"finetune.targets=\[\]: nothing would be trained"):
+        compose("train", TrainConfig, ["finetune=lora", "finetune.targets=[]"])
+    config = compose("train", TrainConfig, ["finetune=lora", f"finetune.adapter={tmp_path}"])
+    with pytest.raises(ConfigError, match="finetune.adapter=.*: not the folder of a PEFT adapter"):
+        check.check_available(config)
+    (tmp_path / "adapter_config.json").write_text("{}")
+    check.check_available(config)

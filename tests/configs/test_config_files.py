@@ -11,14 +11,21 @@ from needed import needed
 import gpt2x
 from gpt2x.config.compose import CONFIG_DIR, Composer, compose, to_yaml
 from gpt2x.config.reference import headline, reference
-from gpt2x.config.schema import GROUPS, BenchmarkConfig, EvaluateConfig, GenerateConfig, TrainConfig
+from gpt2x.config.schema import GROUPS, BenchmarkConfig, EvaluateConfig, ExportConfig, GenerateConfig, TrainConfig
 
-ROOTS = {"train": TrainConfig, "generate": GenerateConfig, "evaluate": EvaluateConfig, "benchmark": BenchmarkConfig}
+ROOTS = {
+    "train": TrainConfig,
+    "generate": GenerateConfig,
+    "evaluate": EvaluateConfig,
+    "export": ExportConfig,
+    "benchmark": BenchmarkConfig,
+}
 FILES = sorted(path for path in CONFIG_DIR.glob("*/*.yaml") if path.parent.name != "local")
 # What a root needs of itself; a benchmark's tokens must fit the model, and it takes no other device than the processor.
 NEEDED = {
     "generate": ["checkpoint=run"],
     "evaluate": ["checkpoint=run"],
+    "export": ["checkpoint=run", "format=gguf", "output=x.gguf"],
     "benchmark": ["suite.new_tokens=2", "device.type=cpu", "device.precision=fp32"],
 }
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import http.server
+import io
 import os
 import socket
 import subprocess
 import sys
 import threading
 import time
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -202,6 +204,93 @@ def test_a_mirror_with_another_content_or_without_the_file_is_passed_over(server
     assert str(mirror / "c.txt") in caplog.text
     assert (mirror / "c.txt").read_bytes() == CONTENT + b"\n"  # a mirror is read, never changed
     assert len(server.requests) == 3
+
+
+# -- a file inside a zip ------------------------------------------------------------------------------------
+
+
+def zipped(**members: bytes) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return file.getvalue()
+
+
+@pytest.fixture
+def archive(server) -> dict:
+    """What to fetch: `name` in an archive that the server has."""
+    server.content = zipped(readme=b"about", name=CONTENT)
+    pinned = dict(sha256=SHA256, archive_sha256=hashlib.sha256(server.content).hexdigest())
+    return dict(url=server.url("a+b.zip"), file="name.txt", member="name", **pinned)
+
+
+@pytest.mark.parametrize("pinned", [True, False])
+def test_a_member_is_taken_out_of_the_zip_once(server, cache, archive, pinned):
+    if not pinned:
+        archive |= dict(sha256=None, archive_sha256=None)
+    path = fetch(cache=cache, **archive)
+    assert path == cache / "name.txt"
+    assert path.read_bytes() == CONTENT
+    assert visible(cache) == {"name.txt", "a+b.zip"}
+    assert fetch(cache=cache, **archive) == path
+    (cache / "a+b.zip").unlink()
+    assert fetch(cache=cache, **archive) == path  # the zip is not asked for again
+    path.write_bytes(b"damaged")
+    assert fetch(cache=cache, **archive).read_bytes() == CONTENT
+    assert server.requests == [None, None]
+
+
+def test_the_mirror_may_hold_the_file_or_the_zip(server, cache, archive, tmp_path):
+    mirror = tmp_path / "mirror"
+    mirror.mkdir()
+    (mirror / "a+b.zip").write_bytes(server.content)
+    assert fetch(cache=cache, mirror=mirror, **archive) == cache / "name.txt"
+    (mirror / "name.txt").write_bytes(CONTENT)
+    assert fetch(cache=cache, mirror=mirror, **archive) == mirror / "name.txt"
+    assert server.requests == []
+
+
+def test_a_broken_download_of_a_zip_goes_on_where_it_broke(server, cache, archive):
+    server.cut_at = 500
+    with pytest.raises(UserError, match="the connection broke after 500 of"):
+        fetch(cache=cache, **archive)
+    assert visible(cache) == {"a+b.zip.part"}
+    server.cut_at = None
+    assert fetch(cache=cache, **archive).read_bytes() == CONTENT
+    assert server.requests == [None, "bytes=500-"]
+
+
+def test_another_zip_or_another_member_than_the_pinned_one_is_refused(server, cache, archive):
+    server.content = zipped(name=CONTENT, more=b"")
+    actual = hashlib.sha256(server.content).hexdigest()
+    with pytest.raises(UserError, match=rf"{actual}, it should be (.|\n)*set data\.archive_sha256={actual}"):
+        fetch(cache=cache, **archive)
+    assert visible(cache) == set()
+    other = hashlib.sha256(b"other").hexdigest()
+    with pytest.raises(UserError, match=rf"name in http\S+ does not have the expected(.|\n)*set data\.sha256={SHA256}"):
+        fetch(cache=cache, **archive | dict(archive_sha256=actual, sha256=other))
+    assert visible(cache) == {"a+b.zip"}
+
+
+def test_what_is_not_in_the_zip_or_no_zip_is_told(server, cache, archive):
+    with pytest.raises(UserError, match=r"data\.member=nmae: .*a\+b\.zip holds no such file; it holds readme, name"):
+        fetch(cache=cache, **archive | dict(member="nmae"))
+    assert visible(cache) == {"a+b.zip"}
+    whole = server.content
+    for number, content in enumerate((b"no zip", b"", whole[:100] + b"!!!!" + whole[104:])):
+        server.content = content
+        url = server.url(f"{number}.zip")
+        with pytest.raises(UserError, match=rf"{number}\.zip cannot be unpacked: (.|\n)*leave out data\.member"):
+            fetch(cache=cache, **archive | dict(url=url, archive_sha256=None))
+        assert not (cache / "name.txt").exists()
+
+
+def test_another_member_with_the_same_file_name_is_not_served_from_the_cache(server, cache, archive):
+    archive |= dict(sha256=None)
+    fetch(cache=cache, **archive)
+    with pytest.raises(UserError, match=r"fetched from name in http(.|\n)*data\.file=NAME"):
+        fetch(cache=cache, **archive | dict(member="readme"))
 
 
 # -- what is refused ----------------------------------------------------------------------------------------

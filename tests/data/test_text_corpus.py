@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import tracemalloc
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -267,6 +268,16 @@ def test_the_corpus_is_fetched_and_split(tmp_path):
     for fields in ({"url": "http://127.0.0.1:9/some/book.txt"}, {"url": "http://127.0.0.1:9/x?y=z", "file": "book.txt"}):
         made = instantiate(TextConfig(**fields, val_fraction=0.3), cache=tmp_path, mirror=tmp_path / "mirror")
         assert split_texts(made) == ["0123456", "789", ""]
+
+
+def test_a_text_may_lie_in_a_zip(tmp_path):
+    (tmp_path / "mirror").mkdir()
+    with zipfile.ZipFile(tmp_path / "mirror" / "books.zip", "w") as archive:
+        archive.writestr("folder/book.txt", "0123456789")
+    fields = dict(url="http://127.0.0.1:9/books.zip", member="folder/book.txt", val_fraction=0.3)
+    made = instantiate(TextConfig(**fields), cache=tmp_path, mirror=tmp_path / "mirror")
+    assert split_texts(made) == ["0123456", "789", ""]
+    assert (tmp_path / "downloads" / "book.txt").read_text() == "0123456789"
 
 
 # -- the corpora of configs/data ----------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import torch
 from gpt2x.errors import UserError
 from gpt2x.interop.gguf import merges, write_gguf
 from gpt2x.model.gpt import GPT
+from gpt2x.model.lora import add_lora
 from gpt2x.tokenizer.bpe import BPETokenizer
 from gpt2x.tokenizer.char import CharTokenizer
 from gpt2x.tokenizer.gpt2 import GPT2Tokenizer, byte_letters, official_files
@@ -201,3 +202,11 @@ def test_without_the_package_the_remedy_is_told(tmp_path, bpe, monkeypatch):
     monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(UserError, match="pip install gguf"):
         write_gguf(tmp_path / "model.gguf", make_model(bpe.vocab_size), bpe)
+
+
+def test_an_adapter_is_not_left_out_in_silence(tmp_path, bpe):
+    model = make_model(bpe.vocab_size)
+    add_lora(model, rank=2, alpha=2, targets=["c_fc"])
+    with pytest.raises(ValueError, match="merge it first"):
+        write_gguf(tmp_path / "model.gguf", model, bpe)
+    assert list(tmp_path.iterdir()) == []

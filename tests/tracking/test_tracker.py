@@ -54,6 +54,15 @@ def test_numbers_that_are_not_finite_are_null(tmp_path):
     assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
 
 
+def test_tables_of_numbers_keep_their_form(tmp_path):
+    files = RunFiles(tmp_path)
+    confusion, calibration = {"ham": {"ham": 3, "spam": np.int64(1)}}, [{"low": 0.0, "accuracy": math.nan}]
+    files.log({"step": 1, "val/confusion": confusion, "val/calibration": calibration})
+    (row,) = read_metrics(tmp_path)
+    assert row["val/confusion"] == {"ham": {"ham": 3, "spam": 1}}
+    assert row["val/calibration"] == [{"low": 0.0, "accuracy": None}]
+
+
 @pytest.mark.parametrize("torn", [b'{"step": 3, "train/lo', b'{"step": 3}', b"{", b"\0\0\0\0", b'{"step": 3, "a": "\xc3'])
 def test_a_torn_last_line_is_left_out_and_dropped_on_resume(tmp_path, torn):
     write_rows(tmp_path, range(3))

@@ -130,6 +130,35 @@ tracker.finish("finished", {"steps": 50, "best": {"step": 49, "val/loss": 0.5}})
     assert sorted(os.listdir(tmp_path)) == ["home", "outputs"]
 
 
+def test_tables_of_numbers_and_pictures_become_wandbs_own(python, tmp_path, local):
+    from matplotlib.figure import Figure
+
+    Figure(figsize=(1, 1)).savefig(tmp_path / "classes.png")
+    process = python(
+        PRELUDE
+        + """
+tracker = start()
+tracker.log({"step": 1, "val/accuracy": 0.75, "val/confusion": {"ham": {"ham": 3, "spam": 1}, "spam": {"ham": 0, "spam": 4}}})
+tracker.log({"step": 1, "val/calibration": [{"low": 0.0, "accuracy": None}, {"low": 0.5, "accuracy": 0.75}]})
+tracker.picture(Path("classes.png"))
+tracker.finish("finished", {})
+"""
+    )
+    _, err = finish(process)
+    assert warnings_in(err) == []
+    rows = local().rows
+    assert rows[0]["val/accuracy"] == 0.75
+    assert [rows[0]["val/confusion._type"], rows[1]["val/calibration._type"]] == ["table-file", "table-file"]
+    assert rows[2]["plots/classes._type"] == "image-file"
+    files = tmp_path / "outputs/wandb/latest-run/files/media"
+    confusion, calibration = (
+        json.loads(next(files.rglob(f"{name}_*.json")).read_text()) for name in ("confusion", "calibration")
+    )
+    assert (confusion["columns"], confusion["data"]) == (["", "ham", "spam"], [["ham", 3, 1], ["spam", 0, 4]])
+    assert (calibration["columns"], calibration["data"]) == (["low", "accuracy"], [[0.0, None], [0.5, 0.75]])
+    assert len(list(files.rglob("*.png"))) == 1
+
+
 def test_jobs_of_one_process_are_runs_of_their_own(python, local):
     process = python(
         PRELUDE
