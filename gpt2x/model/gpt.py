@@ -148,8 +148,6 @@ class GPT(nn.Module):
         at_B          only the states at these positions, one a row, are wanted: (B, 1, C)
         """
         x_BTC, first, mask = self._enter(tokens_BT, cache, documents_BT, below)
-        if at_B is not None and first == len(self.h):  # every block is known already
-            x_BTC = select(x_BTC, at_B)
         for i in range(first, len(self.h)):
             kept = None if cache is None else cache.layers[i]
             if at_B is not None and i == len(self.h) - 1:  # above the last attention the other positions are of no use

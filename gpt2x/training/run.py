@@ -112,7 +112,6 @@ def train(config: TrainConfig, run_dir: Path, *, overrides: list[str] | None = N
                 task=task,
                 data=data,
                 saved=set(saved),
-                frozen=_frozen(config, model, data, device, steps),
                 optimizer=optimizer,
                 schedule=schedule,
                 device=device,
@@ -144,7 +143,7 @@ def train(config: TrainConfig, run_dir: Path, *, overrides: list[str] | None = N
             log.info("device   %s", device)
             if state.step >= steps:
                 log.info("nothing left to do; a trainer.max_steps above %d makes the run longer", state.step)
-            trainer.fit(stop)
+            trainer.fit(stop, _frozen(config, model, data, device, steps))  # of the weights that are resumed with
             folder.result["peak_memory_bytes"] = device.peak_memory()
             _conclude(config, run_dir, state, device.peak_memory(), tracker)
             if not state.finished:

@@ -59,8 +59,8 @@ class Trainer:
     """Trains `model` on `data` for `task`; see TrainerConfig for the settings.
 
     `saved` are the names of the parameters that a checkpoint holds: all that the model cannot be made without.
-    `frozen` adds to a batch what the frozen layers make of it, or is None. `sample(step)` makes texts to look at after
-    an evaluation. `identity` is saved with every checkpoint (see Checkpoint.require), and so is the task's `about`.
+    `sample(step)` makes texts to look at after an evaluation. `identity` is saved with every checkpoint (see
+    Checkpoint.require), and so is the task's `about`.
     """
 
     def __init__(
@@ -70,7 +70,6 @@ class Trainer:
         task: Task,
         data: Any,
         saved: set[str],
-        frozen: FrozenStates | None,
         optimizer: torch.optim.Optimizer,
         schedule: Schedule,
         device: Device,
@@ -97,7 +96,7 @@ class Trainer:
         self.eval_every, self.eval_train_windows, self.patience = eval_every, eval_train_windows, patience
         self.checkpoint_every, self.log_every = checkpoint_every or eval_every, log_every
         self.parameters = {name: p for name, p in model.named_parameters() if name in saved}
-        self.frozen = frozen
+        self.frozen: FrozenStates | None = None
         self.peak_lrs = [group["lr"] for group in optimizer.param_groups]
         self.forward = device.prepare(model)
         self.ema = EMA(self.parameters, ema_decay) if ema_decay is not None else None
@@ -105,8 +104,12 @@ class Trainer:
         self.saved = (-1, -1)  # the step of the newest checkpoint, and the last evaluation it knows of
         self.interval = [0, 0.0]  # tokens and seconds of training since the last logged row
 
-    def fit(self, stop: StopRequest) -> TrainState:
-        """Train to the end, or until `stop`; the state and its checkpoint are then saved either way."""
+    def fit(self, stop: StopRequest, frozen: FrozenStates | None = None) -> TrainState:
+        """Train to the end, or until `stop`; the state and its checkpoint are then saved either way.
+
+        `frozen` adds to each batch what the frozen layers make of it.
+        """
+        self.frozen = frozen
         self._clock = time.perf_counter()
         state = self.state
         row = state.unlogged

@@ -137,7 +137,7 @@ def make_init(config: TrainConfig, choice: str, tmp_path: Path) -> None:
 
 
 def make_data(choice: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    more = []
+    more, mirror = [], None
     if choice == "text":
         (tmp_path / "mine.txt").write_text("my own words " * 100)
         more = [f"data.path={tmp_path / 'mine.txt'}"]
@@ -149,7 +149,7 @@ def make_data(choice: str, tmp_path: Path, request: pytest.FixtureRequest) -> No
     elif choice == "alpaca":  # the file is too large to have here: some of its records stand for it
         demo = json.loads((request.getfixturevalue("mirror") / "alpaca_en_demo.json").read_text())
         (tmp_path / "alpaca_data.json").write_text(json.dumps([*demo, {**demo[0], "output": ""}]))
-        more = ["data.sha256=null"]
+        more, mirror = ["data.sha256=null"], tmp_path
     elif choice == "table":
         rows = "".join(f"message {i},{'ab'[i % 2]}\n" for i in range(40))
         (tmp_path / "mine.csv").write_text(f"text,label\n{rows}")
@@ -157,7 +157,8 @@ def make_data(choice: str, tmp_path: Path, request: pytest.FixtureRequest) -> No
     elif choice == "tinystories":
         more = ["data.file=tinystories-sample.txt"]
     config = compose(f"data={choice}", *needed("data", choice), *more)
-    mirror = request.getfixturevalue("mirror") if config.data.url is not None else None
+    if config.data.url is not None and mirror is None:
+        mirror = request.getfixturevalue("mirror")
     corpus = instantiate(config.data, cache=tmp_path / "cache", mirror=mirror)
     assert type(corpus).__name__ == config.data._target_.rpartition(".")[2]
     assert len(next(corpus.texts("train"))) > 0

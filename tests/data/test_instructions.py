@@ -30,7 +30,7 @@ def corpus(folder: Path, content: object, name: str = "mine.json", **fields) -> 
 
 
 def configured(folder: Path, mirror: Path | None, *overrides: str) -> InstructionCorpus:
-    config = compose("train", TrainConfig, list(overrides))
+    config = compose("train", TrainConfig, ["task=instruct", *overrides])
     return instantiate(config.data, cache=folder / "cache", mirror=mirror)
 
 
@@ -266,9 +266,9 @@ def test_the_fingerprint_is_that_of_the_records_in_their_splits(tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "problem"),
     [
-        (["data=records"], r"data.path=null: no file given\n  say where it is, such as data=records data.path=mine.jsonl"),
+        (["data=records"], r"data.path=null: no text given\n  say where yours is, such as data=records data.path=mine.jsonl"),
         (["data=instructions", "data.path=x"], r"several sources \(url, path\)\n  use data=records for your own files"),
-        (["data=scitldr", "data.val_path=x"], r"data.val_path=x: the corpus has several sources \(val_url, val_path\)"),
+        (["data=scitldr", "data.val_path=x"], r"data.val_path=x: data.val_url is given too\n  leave out one of them"),
         (["data=records", "data.path=x", "data.test_sha256=0"], "data.test_sha256=0: belongs to a file .* data.test_url"),
         (["data=records", "data.path=x", "data.file=y"], "data.file=y: belongs to a file that is fetched from data.url"),
         (["data=scitldr", "data.val_fraction=0.1"], "data.val_fraction=0.1: .* gives this split its own file"),

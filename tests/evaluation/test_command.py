@@ -104,7 +104,7 @@ def prepared(monkeypatch):
     """Stands in for the layers prepared for a processor: weights rounded to bfloat16. Gives what it was called with."""
     calls = []
 
-    def prepare(model, *, weights="fp32", precision="fp32", cache):
+    def prepare(model, *, weights="fp32", precision="fp32", cache, with_head=True):
         calls.append((weights, precision, str(cache)))
         with torch.no_grad():
             for parameter in model.parameters():
@@ -168,7 +168,7 @@ def test_the_layers_prepared_for_this_processor(measure, kernels, weights):
         (
             ["split=test"],
             2,
-            "split=test: data=text has no text in it\n  use split=train or split=val, or cut the text another way",
+            "split=test: data=text has nothing in it\n  use split=train or split=val, or cut the data another way",
         ),
         (["split=valid"], 2, "split=valid: expected one of train, val, test; did you mean val?"),
         (["which=newest"], 2, "which=newest: expected best, last, or a step's number"),
@@ -205,7 +205,7 @@ def test_a_text_that_has_changed_since_the_training_is_said(measure, tmp_path, c
         file.write("More words. " * 50)
     code, *_ = measure()
     assert code == 0
-    assert "the text of data=text has changed since the run was trained on it" in caplog.text
+    assert "data=text has changed since the run was trained on it" in caplog.text
 
 
 def test_an_evaluation_changes_nothing_in_the_run(measure, run):

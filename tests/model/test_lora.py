@@ -298,7 +298,7 @@ def test_only_the_adapter_is_trained(kind):
     model = with_lora(far_from_linear(gpt()), dropout=0.1, **kind)
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
     settings = AdamWConfig(lr=0.01)
-    optimizer = adamw(model, lr=0.01, weight_decay=0.1, betas=settings.betas, eps=1e-8, decay_all=False)
+    optimizer = adamw(model, lr=0.01, weight_decay=0.1, betas=settings.betas, eps=1e-8, decay_all=False, layer_decay=1.0)
     losses = []
     for _ in range(30):
         loss = F.cross_entropy(model(some_tokens())[:, :-1].flatten(0, 1), some_tokens()[:, 1:].flatten())

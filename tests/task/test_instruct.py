@@ -353,8 +353,8 @@ def test_prompts_are_cut_at_the_inputs_end_on_request():
 
 def test_what_is_shown_are_the_first_validation_records():
     records = [Record(f"Say {i}.", "it" * i, (f"{i}", "no"), i) for i in range(5)]
-    first = {"prompt": "<|user|>\nSay 0.\n<|assistant|>\n", "reference": "0"}
-    second = {"prompt": "<|user|>\nSay 1.\nit\n<|assistant|>\n", "reference": "1"}
+    first = {"prompt": "<|user|>\nSay 0.\n<|assistant|>\n", "question": "Say 0.", "reference": "0"}
+    second = {"prompt": "<|user|>\nSay 1.\nit\n<|assistant|>\n", "question": "Say 1. it", "reference": "1"}
     assert task(answers=2).examples_to_show(corpus([WORDS], records)) == [first, second]
     assert len(task(answers=9).examples_to_show(corpus([WORDS], records))) == 5
     assert task(answers=0).examples_to_show(corpus([WORDS], records)) == []

@@ -71,7 +71,7 @@ def test_a_run_is_the_same_with_its_states_in_memory_on_disk_and_without(fine_tu
     assert_same_run(tmp_path / "memory", tmp_path / "off")
     assert_same_run(tmp_path / "disk", tmp_path / "off")
     validation = [row["val/loss"] for row in losses(tmp_path / "off") if "val/loss" in row]
-    assert min(validation) < 0.95 * validation[0]  # something was learned, so the rows say something
+    assert validation[-1] < validation[0] - 0.05  # something was learned, so the rows say something
 
 
 @pytest.mark.parametrize(
