@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import logging
-import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ from torch import nn
 from gpt2x.data.batch import Batch
 from gpt2x.data.examples import ExampleData
 from gpt2x.device import Device
+from gpt2x.files import replacing
 from gpt2x.model.classifier import parts
 from gpt2x.model.gpt import Below
 from gpt2x.tracking.console import size
@@ -52,14 +53,9 @@ class FrozenStates:
             self.states = torch.empty(shape)
             self._compute(model, data)
             return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-        try:
+        with replacing(path) as partial:
             self.states = torch.from_file(str(partial), shared=True, size=shape[0] * shape[1]).view(shape)
             self._compute(model, data)
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
 
     def __call__(self, batch: Batch) -> Batch:
         """The batch with what the frozen layers make of it; padding is zeros."""
@@ -109,14 +105,22 @@ def frozen_states(
         needed = tokens * gpt.wte.embedding_dim * 4
         if keep == "auto":
             keep = "memory" if needed < psutil.virtual_memory().available / 2 else "disk"
-        if needed <= limit_gb * 1e9:
+        path = None if keep == "memory" else folder / f"{_key(model, n, data, device)}.bin"
+        if needed > limit_gb * 1e9:
+            reason = f"they would take {size(needed)}, more than trainer.frozen_cache_gb={limit_gb:g}"
+        elif path is not None and not path.exists() and needed > _free(folder):  # a full disk would end the process
+            reason = f"they would take {size(needed)}, more than is free in {folder}"
+        else:
             where = "in memory" if keep == "memory" else f"in {folder}"
             log.info("frozen   the states of the %d lower blocks are computed once and kept %s: %s", n, where, size(needed))
-            path = None if keep == "memory" else folder / f"{_key(model, n, data, device)}.bin"
             return FrozenStates(model, n, data, device, path)
-        reason = f"they would take {size(needed)}, more than trainer.frozen_cache_gb={limit_gb:g}"
     log.info("frozen   the states of the %d lower blocks are computed anew each time: %s", n, reason)
     return None
+
+
+def _free(folder: Path) -> int:
+    folder.mkdir(parents=True, exist_ok=True)
+    return shutil.disk_usage(folder).free
 
 
 def _key(model: nn.Module, n: int, data: ExampleData, device: Device) -> str:

@@ -168,7 +168,8 @@ GPT.below = killed
 train(from_yaml({str(tmp_path / "config.yaml")!r}, TrainConfig), Path({str(tmp_path / "killed")!r}))
 """
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, check=False).returncode == -9
-    assert [path.suffix for path in files(config)] == [".partial"]
+    (partial,) = files(config)
+    assert partial.suffix != ".bin"
     train(config, tmp_path / "run")
     assert "found in" not in said(capsys)
     assert len([path for path in files(config) if path.suffix == ".bin"]) == 1
@@ -216,6 +217,14 @@ def test_where_there_is_none_the_log_says_why(fine_tuning, tmp_path, capsys, rea
     line = said(capsys)
     assert line.startswith("frozen   the states of the 2 lower blocks are computed anew each time: ")
     assert reason in line
+    assert files(config) == []
+
+
+def test_a_disk_that_is_too_full_is_left_alone(fine_tuning, tmp_path, capsys, monkeypatch):
+    config = fine_tuning("classifier", finetune=LastBlockConfig(), **{"trainer.frozen_cache": "disk"})
+    monkeypatch.setattr(frozen.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 1000}))
+    train(config, tmp_path / "run")
+    assert f"more than is free in {Path(config.paths.cache) / 'frozen'}" in said(capsys)
     assert files(config) == []
 
 
