@@ -45,7 +45,7 @@ class FrozenStates:
             self.starts[split] = np.concatenate([[total], ends])
             total = int(self.starts[split][-1])
         shape = (total, parts(model)[0].wte.embedding_dim)
-        if path is not None and path.exists():
+        if path is not None and path.exists() and path.stat().st_size == 4 * shape[0] * shape[1]:
             self.states = torch.from_file(str(path), shared=False, size=shape[0] * shape[1]).view(shape)
             log.info("frozen   states of %d blocks found in %s", n, path)
             return
@@ -126,7 +126,7 @@ def _free(folder: Path) -> int:
 def _key(model: nn.Module, n: int, data: ExampleData, device: Device) -> str:
     """What decides the states: the frozen weights below block n, the tokens, and how they are computed."""
     gpt, _ = parts(model)
-    computed = f"{device} {torch.__version__} {data.eval_batch_size}"
+    computed = f"{device} {torch.__version__} {data.eval_batch_size} {gpt.h[0].attn.attend.__name__}"
     digest = hashlib.sha256(f"{n} {gpt.shape} {data.fingerprint} {computed}".encode())
     for module in (gpt.wte, gpt.wpe, *gpt.h[:n]):
         for parameter in module.parameters():
