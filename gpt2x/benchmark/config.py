@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gpt2x.benchmark.contestants import CONTESTANTS
+from gpt2x.benchmark.generate_contestants import CONTESTANTS
 from gpt2x.config.option import ConfigError, option
 
 

@@ -17,7 +17,7 @@ import pytest
 
 from gpt2x import commands
 from gpt2x.benchmark import generate
-from gpt2x.benchmark.contestants import CONTESTANTS, Contestant, Stopwatch
+from gpt2x.benchmark.generate_contestants import CONTESTANTS, Contestant, Stopwatch
 from gpt2x.tracking.console import size
 
 SMALL = [
