@@ -137,5 +137,7 @@ benchmark = Command(
         "suite=generate suite.contestants=[gpt2x-int8,llama.cpp-q8_0] suite.batch_sizes=[1]",
         "suite=generate model=gpt2-medium suite.rounds=3      another size",
         "suite=generate device.threads=1",
+        "suite=finetune                                       fine-tuning a classifier: the book's way, transformers, ours",
+        "suite=finetune suite.contestants=[book,gpt2x,gpt2x-cached]",
     ),
 )

@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from gpt2x.benchmark.config import GenerateSuiteConfig
+from gpt2x.benchmark.config import FinetuneSuiteConfig, GenerateSuiteConfig
 from gpt2x.config.option import ConfigError, option
 from gpt2x.data.config import SPLITS, InstructionsConfig, TableConfig, TextConfig
 from gpt2x.device import DeviceConfig
@@ -52,7 +52,7 @@ GROUPS: dict[str, tuple[type, ...]] = {
     "logger": (WandbConfig, NoLoggerConfig),
     "sampling": (SamplingConfig,),
     "evaluation": (PerplexityConfig, ClassificationConfig, RougeConfig),
-    "suite": (GenerateSuiteConfig,),
+    "suite": (GenerateSuiteConfig, FinetuneSuiteConfig),
 }
 
 
@@ -285,7 +285,7 @@ class BenchmarkConfig:
         "file that keeps every measurement",
         verbatim=True,
     )
-    seed: int = option(1, "of the random weights and prompts", minimum=0, maximum=2**32 - 1)
+    seed: int = option(1, "of the random weights and tokens", minimum=0, maximum=2**32 - 1)
     paths: CachePathsConfig = field(default_factory=CachePathsConfig)
     suite: Any = None
     model: Any = None
@@ -298,9 +298,8 @@ class BenchmarkConfig:
             problem = "the precision is part of what each contestant is"
             raise ConfigError("device.precision", self.device.precision, problem, "choose among suite.contestants")
         if self.device.compile:
-            raise ConfigError("device.compile", True, "is for training; generating would compile anew for every length")
-        tokens = self.suite.prompt_tokens + self.suite.new_tokens
-        if tokens > self.model.context_length:
-            problem = f"with suite.prompt_tokens={self.suite.prompt_tokens} that is more than model.context_length="
-            remedy = "use fewer tokens or a model with a longer context"
-            raise ConfigError("suite.new_tokens", self.suite.new_tokens, f"{problem}{self.model.context_length}", remedy)
+            raise ConfigError("device.compile", True, "no contestant is compiled", "leave it out")
+        try:
+            self.suite.check_model(self.model)
+        except ConfigError as error:
+            raise error.within("suite") from None
