@@ -7,7 +7,7 @@ import textwrap
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from gpt2x.config.check import settings
 from gpt2x.config.option import show
@@ -55,7 +55,7 @@ class _Chat(Session):
     greeting = "Begin a text and the model goes on. /help tells more; Ctrl-C stops a text, Ctrl-D leaves."
     quoted = "a prompt of several lines, or one that begins with a slash"
     nothing_yet = "there is no text yet; begin one"
-    commands = {
+    commands: ClassVar[dict[str, tuple[str, str]]] = {
         "more": ("", "go on from where the text stopped"),
         "again": ("", "another continuation of the same prompt"),
         "set": ("NAME VALUE", "change a setting of sampling; for short: /temperature 0.5"),
@@ -180,7 +180,7 @@ class _Instructions(_Chat):
     greeting = "Type an instruction and the model answers. /help tells more; Ctrl-C stops an answer, Ctrl-D leaves."
     quoted = "an instruction (or, after /input, an input) of several lines, or one that begins with a slash"
     nothing_yet = "there is no answer yet; type an instruction"
-    commands = {
+    commands: ClassVar[dict[str, tuple[str, str]]] = {
         "input": ("TEXT", "what the next instruction is about; without TEXT: nothing"),
         **_Chat.commands,
         "more": ("", "go on from where the answer stopped"),

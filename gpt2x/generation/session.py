@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import ClassVar
 
 from gpt2x.config.check import similar
 from gpt2x.errors import UserError
@@ -30,7 +31,7 @@ class Session:
 
     greeting = ""
     quoted = "a text of several lines, or one that begins with a slash"
-    commands = {  # name -> (what follows it, what it does)
+    commands: ClassVar[dict[str, tuple[str, str]]] = {  # name -> (what follows it, what it does)
         "help": ("", "show this"),
         "quit": ("", "leave (Ctrl-D does too)"),
     }
