@@ -187,7 +187,8 @@ class GenerateConfig(TrainedModelConfig):
 
     prompt: str | None = option(
         None,
-        "text to continue, as it is, or to classify; null, for a language model: a line end, after which anything may come",
+        "text to continue, as it is, or to classify (then nothing is sampled, whatever sampling says); null, for a language "
+        "model: a line end, after which anything may come",
         verbatim=True,
     )
     instruction: str | None = option(
