@@ -222,14 +222,18 @@ class GenerateConfig(TrainedModelConfig):
         ending = os.path.splitext(self.output or "")[1]
         return self.format or (ending[1:] if ending in (".jsonl", ".csv") else "text")
 
-    def check(self) -> None:
-        super().check()
-        sources = {
+    def _sources(self) -> dict[str, Any]:
+        """Where texts can come from; None where they do not."""
+        return {
             "prompt": self.prompt,
             "instruction": self.instruction,
             "prompt_file": self.prompt_file,
             "interactive": self.interactive or None,
         }
+
+    def check(self) -> None:
+        super().check()
+        sources = self._sources()
         given = [name for name, value in sources.items() if value is not None]
         if len(given) > 1:
             problem = f"{given[0]} is given too; the prompts come from one of {', '.join(sources)}"
@@ -278,10 +282,7 @@ class GenerateConfig(TrainedModelConfig):
                 raise ConfigError("format", "csv", f"is for a classifier; checkpoint={self.checkpoint} is {made}", remedy)
         if kind == "text":
             self._refuse({"instruction": None, "input": ""}, "instructions", "a language model", "use prompt=...")
-        if kind == "instructions" and (self.prompt, self.instruction, self.prompt_file, self.interactive) == (
-            *[None] * 3,
-            False,
-        ):
+        if kind == "instructions" and all(value is None for value in self._sources().values()):
             problem = f"checkpoint={self.checkpoint} is tuned to instructions, and none is given"
             remedy = (
                 "add instruction=... (and input=...), prompt_file=... or interactive=true; prompt=... is continued as it is"
@@ -292,7 +293,7 @@ class GenerateConfig(TrainedModelConfig):
         if self.prompt is not None and not self.prompt.strip():
             raise ConfigError("prompt", self.prompt, "there is nothing in it to classify")
         self._refuse({"instruction": None, "input": ""}, "instructions", "a classifier", "use prompt=...")
-        if (self.prompt, self.prompt_file, self.interactive) == (None, None, False):
+        if all(value is None for value in self._sources().values()):
             problem = f"checkpoint={self.checkpoint} is a classifier, and no text is given"
             raise ConfigError("prompt", None, problem, "add prompt=..., prompt_file=... or interactive=true")
         defaults = {"sampling": SamplingConfig(), "generation": GenerationConfig()}
