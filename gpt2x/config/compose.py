@@ -118,7 +118,7 @@ class Composer:
             if not Path(config_dir).is_dir():
                 raise ConfigError("--config-dir", str(config_dir), "no such folder")
             search_path.prepend("command-line", f"file://{Path(config_dir).resolve()}", SearchPathQuery("schema"))
-        self.loader = Loader(search_path, schema)
+        self.loader = Loader(search_path, schema, config_name)
         self._parser = OverridesParser.create(config_loader=self.loader)
         self._composed: dict[tuple[str, ...], DictConfig] = {}
         primary = self.loader.repository.load_config(config_name)
@@ -176,28 +176,12 @@ class Composer:
         key = tuple(o.input_line for o in files)
         with our_errors():
             if key not in self._composed:
-                self._composed[key] = self.loader.load_configuration(
-                    self.config_name, list(key), RunMode.MULTIRUN, validate_sweep_overrides=False
-                )
+                self._composed[key] = self.loader.files(list(key))
             config = copy.deepcopy(self._composed[key])
             others = [dataclasses.replace(o, type=OverrideType.FORCE_ADD) for o in overrides if o not in files]
             self.loader._apply_overrides_to_config(others, config)
-            if "init" in self.fields and not self.loader.saved:
-                self._take_over(config, overrides)
+            self.loader.take_over(config, {o.key_or_group for o in overrides})
         return config
-
-    def _take_over(self, config: DictConfig, overrides: list[Override]) -> None:
-        """With init.path, put that run's model and tokenizer in place of the default ones, but for what a file or an
-        override changes in them."""
-        path = OmegaConf.select(config, "init.path")
-        if not isinstance(path, str) or not Path(path, "config.yaml").is_file():  # what is wrong with it is told later
-            return
-        run, root = from_yaml(Path(path, "config.yaml"), self.schema), self.compose([])
-        for group in ("model", "tokenizer"):
-            chosen, default = (OmegaConf.to_container(c[group], resolve=False) for c in (config, root))
-            changed = {o.key_or_group.removeprefix(f"{group}.") for o in overrides if o.key_or_group.startswith(f"{group}.")}
-            changed |= {name for name, value in chosen.items() if value != default.get(name, NOT_GIVEN)}
-            config[group] = dataclasses.asdict(getattr(run, group)) | {name: chosen[name] for name in changed}
 
     def config(self, overrides: list[Override]) -> Any:
         """Compose and check one job."""
@@ -261,9 +245,38 @@ class Loader(ConfigLoaderImpl):
     reaches every setting, --cfg shows them and tab completion offers them.
     """
 
-    def __init__(self, search_path: Any, schema: type):
+    def __init__(self, search_path: Any, schema: type, config_name: str):
         super().__init__(search_path)
-        self.schema, self.saved = schema, {}
+        self.schema, self.config_name, self.saved = schema, config_name, {}
+
+    def load_configuration(self, config_name: str | None, overrides: list[str], *args: Any, **kwargs: Any) -> DictConfig:
+        """What Hydra calls for each run."""
+        config = super().load_configuration(config_name, overrides, *args, **kwargs)
+        self.take_over(config, {line.lstrip("+").partition("=")[0] for line in overrides})
+        return config
+
+    def files(self, choices: list[str]) -> DictConfig:
+        """What the files say by themselves, with these choices of them; groups may be left to choose."""
+        return super().load_configuration(self.config_name, choices, RunMode.MULTIRUN, validate_sweep_overrides=False)
+
+    @functools.cached_property
+    def _defaults(self) -> DictConfig:
+        return self.files([])
+
+    def take_over(self, config: DictConfig, overridden: set[str]) -> None:
+        """With init.path, put that run's model and tokenizer in place of the default ones, but for what a file or one of the
+        keys `overridden` changes in them. What is wrong with the path is told later."""
+        path = OmegaConf.select(config, "init.path") if "init" in config and not self.saved else None
+        if not isinstance(path, str) or not Path(path, "config.yaml").is_file():
+            return
+        run = from_yaml(Path(path, "config.yaml"), self.schema)
+        for group in ("model", "tokenizer"):
+            chosen, default = (OmegaConf.to_container(c[group], resolve=False) for c in (config, self._defaults))
+            changed = {key.removeprefix(f"{group}.") for key in overridden if key.startswith(f"{group}.")}
+            changed |= {name for name, value in chosen.items() if value != default.get(name, NOT_GIVEN)}
+            taken = dataclasses.asdict(getattr(run, group))
+            if "_target_" not in changed or chosen["_target_"] == taken["_target_"]:  # another kind has other settings
+                config[group] = taken | {name: chosen[name] for name in changed}
 
     def _compose_config_from_defaults_list(self, defaults: list[ResultDefault], repo: IConfigRepository) -> DictConfig:
         config = super()._compose_config_from_defaults_list(defaults, repo)
