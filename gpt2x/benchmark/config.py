@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gpt2x.benchmark.contestants import CONTESTANTS
+from gpt2x.benchmark import finetune_contestants, generate_contestants
 from gpt2x.config.option import ConfigError, option
+from gpt2x.model.config import GPTConfig
+
+_GENERATING, _FINETUNING = ", ".join(generate_contestants.CONTESTANTS), ", ".join(finetune_contestants.CONTESTANTS)
 
 
 @dataclass(kw_only=True)
@@ -14,7 +17,7 @@ class GenerateSuiteConfig:
 
     _target_: str = "gpt2x.benchmark.generate.GenerateSuite"
     name: str = option("generate", "what the suite is called in the report")
-    contestants: list[str] | None = option(None, f"who takes part; null: all, which are {', '.join(CONTESTANTS)}")
+    contestants: list[str] | None = option(None, f"who takes part; null: all, which are {_GENERATING}")
     batch_sizes: list[int] = option([1, 8], "prompts generated for at once; llama.cpp takes part with 1", minimum=1)
     prompt_tokens: int = option(32, "length of each prompt", minimum=1)
     new_tokens: int = option(128, "tokens generated for each prompt; end-of-text is ignored", minimum=2)
@@ -22,10 +25,51 @@ class GenerateSuiteConfig:
     timeout: float = option(600.0, "seconds after which a contestant that loads or generates has failed", above=0)
 
     def check(self) -> None:
-        for name in ("contestants", "batch_sizes"):
-            values = getattr(self, name)
-            if values is not None and not 0 < len(set(values)) == len(values):
-                raise ConfigError(name, values, "must name at least one, and each once")
-        for name in self.contestants or ():
-            if name not in CONTESTANTS:
-                raise ConfigError("contestants", self.contestants, f"{name} is none of {', '.join(CONTESTANTS)}")
+        _check_list("batch_sizes", self.batch_sizes)
+        _check_contestants(self.contestants, generate_contestants.CONTESTANTS)
+
+    def check_model(self, model: GPTConfig) -> None:
+        """Raise ConfigError if the model has no room for what is measured with it."""
+        if self.prompt_tokens + self.new_tokens > model.context_length:
+            problem = f"with suite.prompt_tokens={self.prompt_tokens} that is more than model.context_length="
+            remedy = "use fewer tokens or a model with a longer context"
+            raise ConfigError("new_tokens", self.new_tokens, f"{problem}{model.context_length}", remedy)
+
+
+@dataclass(kw_only=True)
+class FinetuneSuiteConfig:
+    """How long the fine-tuning of a classifier takes as experiment=spam_book does it, from random weights."""
+
+    _target_: str = "gpt2x.benchmark.finetune.FinetuneSuite"
+    name: str = option("finetune", "what the suite is called in the report")
+    contestants: list[str] | None = option(None, f"who takes part; null: all, which are {_FINETUNING}")
+    batch_size: int = option(8, "rows in a step", minimum=1)
+    tokens: int = option(120, "tokens in each row, those that fill it up included", minimum=1)
+    steps: int = option(2, "steps in one measurement", minimum=1)
+    rounds: int = option(5, "measurements of each contestant, taken in turns, after a first one that is not counted", minimum=1)
+    epoch_steps: int = option(130, "steps in an epoch; the book's 1,045 rows make 130", minimum=1)
+    epochs: int = option(5, "epochs that the whole training has", minimum=1)
+    timeout: float = option(600.0, "seconds after which a contestant that loads or measures has failed", above=0)
+
+    def check(self) -> None:
+        _check_contestants(self.contestants, finetune_contestants.CONTESTANTS)
+
+    def check_model(self, model: GPTConfig) -> None:
+        """Raise ConfigError if the model has no room for what is measured with it."""
+        if self.tokens > model.context_length:
+            problem = f"more than model.context_length={model.context_length}"
+            raise ConfigError("tokens", self.tokens, problem, "use fewer tokens or a model with a longer context")
+
+
+def _check_list(name: str, values: list) -> None:
+    if not 0 < len(set(values)) == len(values):
+        raise ConfigError(name, values, "must name at least one, and each once")
+
+
+def _check_contestants(chosen: list[str] | None, known: dict) -> None:
+    if chosen is None:
+        return
+    _check_list("contestants", chosen)
+    for name in chosen:
+        if name not in known:
+            raise ConfigError("contestants", chosen, f"{name} is none of {', '.join(known)}")

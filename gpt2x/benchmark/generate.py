@@ -1,29 +1,23 @@
 """suite=generate: how fast text is generated, beside the limit that memory sets and beside what others reach.
 
-Data comes in as settings; a table and a report, plain data with every measurement, go out. Each contestant (contestants.py)
-is a process of its own, so that its memory is its own and no library's threads get in another's way. All load first; then
-they generate in turns, one at a time, round after round, so that whatever else the machine does meets all of them.
+Data comes in as settings; a table and a report, plain data with every measurement, go out. The contestants
+(generate_contestants.py) take turns as contest.py has it.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
 import random
-import statistics
-import sys
 import tempfile
 from collections.abc import Iterator
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from gpt2x.benchmark.contestants import BASELINE, CONTESTANTS, Contestant
+from gpt2x.benchmark.contest import Contest, by_contestant, enter, module, spread
+from gpt2x.benchmark.generate_contestants import BASELINE, CONTESTANTS, Contestant
 from gpt2x.benchmark.machine import memory_bandwidth
-from gpt2x.benchmark.process import Worker, WorkerError
-from gpt2x.errors import UserError
+from gpt2x.benchmark.process import WorkerError
 from gpt2x.interop.gguf import write_gguf
 from gpt2x.model.gpt import GPT
 from gpt2x.tokenizer.gpt2 import GPT2Tokenizer
@@ -68,20 +62,11 @@ class GenerateSuite:
         bandwidths = [memory_bandwidth()]
         print(f"memory   read at {bandwidths[0] / 1e9:.1f} GB/s", flush=True)
         entries = [self._entry(CONTESTANTS[name]) for name in self.contestants]
-        with contextlib.ExitStack() as stack:
-            Path(cache).mkdir(parents=True, exist_ok=True)
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=cache)))
-            workers = {}
-            for entry in entries:
-                if entry["status"] == "ready":
-                    contestant = CONTESTANTS[entry["name"]]
-                    with _noting_failure(entry):
-                        files = self._files(contestant, job, tokenizer, folder)
-                        worker = Worker(_COMMAND, timeout=self.timeout, env=_environment(device["threads"]))
-                        stack.callback(worker.close)
-                        workers[contestant.name] = worker
-                        entry |= worker.ask(job | files | {"contestant": contestant.name})
-            measurements = [m for batch_size in self.batch_sizes for m in self._rounds(batch_size, entries, workers)]
+        Path(cache).mkdir(parents=True, exist_ok=True)
+        with Contest(_COMMAND, entries, timeout=self.timeout, threads=device["threads"]) as contest:
+            folder = Path(contest.enter_context(tempfile.TemporaryDirectory(dir=cache)))
+            contest.load(lambda name: job | {"contestant": name} | self._files(CONTESTANTS[name], job, tokenizer, folder))
+            measurements = [m for batch_size in self.batch_sizes for m in self._measure(batch_size, contest)]
         bandwidths.append(memory_bandwidth())
         weights = weights_per_token(tokenizer.vocab_size, model)
         rows = self._summary(entries, measurements, max(bandwidths) / weights)
@@ -97,18 +82,10 @@ class GenerateSuite:
 
     def _entry(self, contestant: Contestant) -> dict[str, Any]:
         """What the report tells about a contestant; "ready" if it can take part."""
-        entry = {"name": contestant.name, "status": "ready", "bytes_per_weight": contestant.bytes_per_weight, "versions": {}}
-        try:
-            entry["versions"] = {package: metadata.version(package) for package in contestant.requires}
-        except metadata.PackageNotFoundError:
-            packages = " ".join(contestant.requires)
-            reason = f"not installed: pip install {packages}, or all peers: pip install -e '.[benchmark]'"
-            entry |= {"status": "skipped", "reason": reason}
+        reason = None
         if not contestant.batches and 1 not in self.batch_sizes:
-            entry |= {"status": "skipped", "reason": "takes part with one prompt alone: suite.batch_sizes=[1]"}
-        if entry["status"] == "skipped":
-            print(f"skipped  {contestant.name}: {entry['reason']}", flush=True)
-        return entry
+            reason = "takes part with one prompt alone: suite.batch_sizes=[1]"
+        return enter(contestant.name, contestant.requires, reason, bytes_per_weight=contestant.bytes_per_weight)
 
     def _files(self, contestant: Contestant, job: dict, tokenizer: GPT2Tokenizer, folder: Path) -> dict[str, str]:
         """The GGUF file that a contestant reads, if it reads one; made here, where it does not count as its memory."""
@@ -120,36 +97,31 @@ class GenerateSuite:
         write_gguf(path, model, tokenizer, weights=contestant.gguf)
         return {"gguf": str(path)}
 
-    def _rounds(self, batch_size: int, entries: list[dict], workers: dict[str, Worker]) -> Iterator[dict[str, Any]]:
-        """Every measurement with that many prompts, all contestants in turns."""
-        from tqdm import tqdm
+    def _measure(self, batch_size: int, contest: Contest) -> Iterator[dict[str, Any]]:
+        """Every measurement that counts with that many prompts, all contestants in turns."""
 
-        # The first round is not counted: memory is mapped in it, and threads start.
-        for round in tqdm(range(self.rounds + 1), desc=f"batch of {batch_size}", unit="round", disable=None):
-            for entry in entries:
-                name = entry["name"]
-                if entry["status"] != "ready" or (batch_size > 1 and not CONTESTANTS[name].batches):
-                    continue
-                with _noting_failure(entry):
-                    taken = workers[name].ask({"batch_size": batch_size})
-                    if taken["tokens"] != batch_size * self.new_tokens:
-                        raise WorkerError(f"made {taken['tokens']} tokens instead of {batch_size} x {self.new_tokens}")
-                    if round:
-                        yield {"contestant": name, "batch_size": batch_size, "round": round} | taken
+        def check(taken: dict[str, Any]) -> None:
+            if taken["tokens"] != batch_size * self.new_tokens:
+                raise WorkerError(f"made {taken['tokens']} tokens instead of {batch_size} x {self.new_tokens}")
+
+        for taken in contest.measure(
+            self.rounds,
+            {"batch_size": batch_size},
+            among=lambda name: batch_size == 1 or CONTESTANTS[name].batches,
+            check=check,
+            description=f"batch of {batch_size}",
+        ):
+            if taken["round"]:
+                yield {"batch_size": batch_size} | taken
 
     def _summary(self, entries: list[dict], measurements: list[dict], weights_per_s: float) -> list[dict[str, Any]]:
         """One row for each batch size and contestant that measured to the end."""
         rows = []
         for batch_size in self.batch_sizes:
-            taken = {
-                entry["name"]: mine
-                for entry in entries
-                if entry["status"] == "ready"
-                and (mine := [m for m in measurements if (m["contestant"], m["batch_size"]) == (entry["name"], batch_size)])
-            }
-            speeds = {name: _spread([m["tokens"] / m["seconds"] for m in mine]) for name, mine in taken.items()}
+            taken = by_contestant(entries, [m for m in measurements if m["batch_size"] == batch_size])
+            speeds = {name: spread([m["tokens"] / m["seconds"] for m in mine]) for name, mine in taken.items()}
             for name, mine in taken.items():
-                decode = _spread([(m["tokens"] - batch_size) / m["decode_seconds"] for m in mine])
+                decode = spread([(m["tokens"] - batch_size) / m["decode_seconds"] for m in mine])
                 limit = weights_per_s / CONTESTANTS[name].bytes_per_weight
                 rows.append(
                     {
@@ -160,7 +132,7 @@ class GenerateSuite:
                         "decode_tokens_per_s": decode,
                         "memory_limit_tokens_per_s": limit if batch_size == 1 else None,
                         "fraction_of_memory_limit": decode["median"] / limit if batch_size == 1 else None,
-                        "first_token_seconds": _spread([m["first_token_seconds"] for m in mine]),
+                        "first_token_seconds": spread([m["first_token_seconds"] for m in mine]),
                         "peak_memory_bytes": max(m["peak_memory_bytes"] for m in mine),
                     }
                 )
@@ -201,25 +173,4 @@ def weights_per_token(vocab_size: int, model: dict[str, Any]) -> int:
     return sum(module.weight.numel() for module in linear) + skeleton.wte.weight.numel()
 
 
-@contextlib.contextmanager
-def _noting_failure(entry: dict[str, Any]) -> Iterator[None]:
-    """Let the others go on where one contestant cannot."""
-    try:
-        yield
-    except (WorkerError, UserError) as error:
-        entry |= {"status": "failed", "reason": str(error)}
-        print(f"failed   {entry['name']}: {error}", flush=True)
-
-
-def _spread(values: list[float]) -> dict[str, float]:
-    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
-
-
-_COMMAND = [sys.executable, "-m", "gpt2x.benchmark.contestants"]
-
-
-def _environment(threads: int) -> dict[str, str]:
-    """A contestant's: it finds this gpt2x, and as many threads as the others have."""
-    root = str(Path(__file__).resolve().parents[2])
-    path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
-    return os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": str(threads)}
+_COMMAND = module("gpt2x.benchmark.generate_contestants")

@@ -1,14 +1,27 @@
-"""A process that answers lines of JSON: each question is one line to its standard input, each answer one from its output."""
+"""A process that answers lines of JSON: each question is one line to its standard input, each answer one from its output.
+
+Worker is the side that asks, serve the side that answers. Nothing heavy is imported here, so that the memory of a process
+that serves is its own.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import subprocess
+import sys
 import tempfile
 import threading
+import time
+from collections.abc import Callable
 from typing import Any
+
+from gpt2x.device import peak_memory
+from gpt2x.errors import UserError
+
+Answer = Callable[[dict[str, Any]], dict[str, Any]]  # from a question to its answer, both plain data
 
 
 class WorkerError(Exception):
@@ -62,3 +75,23 @@ def _ending(code: int) -> str:
         return f"ended with exit code {code}"
     name = signal.Signals(-code).name
     return f"ended by {name}" + (", perhaps because memory ran out" if name == "SIGKILL" else "")
+
+
+def serve(load: Callable[[dict[str, Any]], tuple[Answer, dict[str, Any]]]) -> None:
+    """Be the process that a Worker asks, until the standard input ends.
+
+    The first question is a job: `load` makes of it what answers the others, and what else is to be told of it. Told too are
+    the seconds to load and, with each answer, the most memory that the process held until then.
+    """
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
+    os.dup2(2, 1)  # whatever a library prints must not mix with the answers
+    job = json.loads(sys.stdin.readline())
+    started = time.perf_counter()
+    try:
+        answer, about = load(job)
+    except UserError as error:
+        sys.exit(str(error))
+    print(json.dumps({"load_seconds": time.perf_counter() - started} | about), file=answers)
+    for line in sys.stdin:
+        print(json.dumps(answer(json.loads(line)) | {"peak_memory_bytes": peak_memory()}), file=answers)
+    os._exit(0)  # without waiting for a server's threads

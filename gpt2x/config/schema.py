@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from gpt2x.benchmark.config import GenerateSuiteConfig
+from gpt2x.benchmark.config import FinetuneSuiteConfig, GenerateSuiteConfig
 from gpt2x.config.option import ConfigError, option
 from gpt2x.data.config import SPLITS, InstructionsConfig, TableConfig, TextConfig
 from gpt2x.device import DeviceConfig
@@ -52,7 +52,7 @@ GROUPS: dict[str, tuple[type, ...]] = {
     "logger": (WandbConfig, NoLoggerConfig),
     "sampling": (SamplingConfig,),
     "evaluation": (PerplexityConfig, ClassificationConfig, RougeConfig),
-    "suite": (GenerateSuiteConfig,),
+    "suite": (GenerateSuiteConfig, FinetuneSuiteConfig),
 }
 
 
@@ -163,6 +163,12 @@ class CheckpointConfig:
             problem = "not the folder of a run (it has no config.yaml)"
             raise ConfigError("checkpoint", self.checkpoint, problem, "runs lie under outputs/runs")
 
+    def trained(self) -> TrainConfig:
+        """The configuration that the model was trained with."""
+        from gpt2x.config.compose import from_yaml  # which needs this module
+
+        return from_yaml(os.path.join(self.checkpoint, "config.yaml"), TrainConfig)
+
 
 @dataclass(kw_only=True)
 class ExportConfig(CheckpointConfig):
@@ -207,26 +213,65 @@ class TrainedModelConfig(CheckpointConfig):
 
 @dataclass(kw_only=True)
 class GenerateConfig(TrainedModelConfig):
-    """gpt2x-generate: continue a prompt, a file of them, or what is typed, with a trained model."""
+    """gpt2x-generate: let a trained model continue prompts, answer instructions, or classify texts."""
 
-    prompt: str | None = option(None, "text to continue; null: a line end, after which anything may come", verbatim=True)
-    prompt_file: str | None = option(
-        None, "prompts, one a line, or JSON lines with prompt, id, seed (*.jsonl); -: the standard input", verbatim=True
+    prompt: str | None = option(
+        None,
+        "text to continue, as it is, or to classify (then nothing is sampled, whatever sampling says); null, for a language "
+        "model: a line end, after which anything may come",
+        verbatim=True,
     )
-    interactive: bool = option(False, "continue each line as it is typed; /help in it lists the commands")
-    format: str = option("text", "of what is made; jsonl: one JSON object a line", choices=("text", "jsonl"))
+    instruction: str | None = option(
+        None, "for a run of task=instruct: what to do, put into the run's template; only the answer is shown", verbatim=True
+    )
+    input: str = option(
+        "", "what the instruction is about; where the context is too short for it, its end is cut", verbatim=True
+    )
+    prompt_file: str | None = option(
+        None,
+        "prompts (task=instruct: instructions), one a line, or JSON lines with prompt (or instruction, input), id, seed "
+        "(*.jsonl); for a classifier texts, one a line, or a table (*.csv, *.tsv, *.jsonl); -: the standard input",
+        verbatim=True,
+    )
+    text_column: str = option("text", "for a classifier: the column of the texts in a table", verbatim=True)
+    interactive: bool = option(False, "continue, answer or classify each line as it is typed; /help in it lists the commands")
+    format: str | None = option(
+        None,
+        "of what is made; jsonl: one JSON object a line; csv, for a classifier: the table with predicted, confidence and the "
+        "probability of each class beside its columns; null: as output's name ends, else text",
+        choices=(None, "text", "jsonl", "csv"),
+    )
     output: str | None = option(None, "file for what is made; null: the standard output", verbatim=True)
     seed: int = option(1, "the same seed gives the same text", minimum=0, maximum=2**32 - 1)
     generation: GenerationConfig = field(default_factory=GenerationConfig)
-    sampling: Any = None
+    sampling: Any = None  # a classifier draws nothing, and has no use for it
+
+    @property
+    def made_format(self) -> str:
+        """The format that null stands for, or the one given."""
+        ending = os.path.splitext(self.output or "")[1]
+        return self.format or (ending[1:] if ending in (".jsonl", ".csv") else "text")
+
+    def _sources(self) -> dict[str, Any]:
+        """Where texts can come from; None where they do not."""
+        return {
+            "prompt": self.prompt,
+            "instruction": self.instruction,
+            "prompt_file": self.prompt_file,
+            "interactive": self.interactive or None,
+        }
 
     def check(self) -> None:
         super().check()
-        sources = {"prompt": self.prompt, "prompt_file": self.prompt_file, "interactive": self.interactive or None}
+        sources = self._sources()
         given = [name for name, value in sources.items() if value is not None]
         if len(given) > 1:
             problem = f"{given[0]} is given too; the prompts come from one of {', '.join(sources)}"
             raise ConfigError(given[1], sources[given[1]], problem)
+        if self.instruction is not None and not self.instruction.strip():
+            raise ConfigError("instruction", self.instruction, "expected words")
+        if self.input and self.instruction is None:
+            raise ConfigError("input", self.input, "is what an instruction is about, and none is given", "add instruction=...")
         if None not in (self.output, self.prompt_file) and os.path.realpath(self.output) == os.path.realpath(self.prompt_file):
             raise ConfigError("output", self.output, "this is prompt_file, which it would replace", "name another file")
         if self.generation.prefill_chunk is not None and not self.generation.cache:
@@ -237,7 +282,7 @@ class GenerateConfig(TrainedModelConfig):
             raise ConfigError("generation.lookup", self.generation.lookup, problem, "leave out one of the two")
         if self.interactive:
             self._check_interactive()
-        elif self.format == "text" and self.sampling.top_logprobs is not None:
+        elif self.made_format == "text" and self.sampling.top_logprobs is not None:
             problem = "log-probabilities are not part of format=text"
             raise ConfigError("sampling.top_logprobs", self.sampling.top_logprobs, problem, "add format=jsonl")
 
@@ -252,6 +297,54 @@ class GenerateConfig(TrainedModelConfig):
         if self.sampling.top_logprobs is not None:
             problem = "interactive=true shows text alone"
             raise ConfigError("sampling.top_logprobs", self.sampling.top_logprobs, problem, "use prompt= and format=jsonl")
+
+    def check_available(self) -> None:
+        """What is asked for must be what the run's task can do."""
+        super().check_available()
+        kind = self.trained().task.data_kind
+        if kind == "table":
+            self._check_classifier()
+        else:
+            made = "a language model" if kind == "text" else "tuned to instructions"
+            self._refuse({"text_column": "text"}, "table", made)
+            if self.made_format == "csv":
+                remedy = "add format=text or format=jsonl" if self.format is None else "use format=text or format=jsonl"
+                raise ConfigError("format", "csv", f"is for a classifier; checkpoint={self.checkpoint} is {made}", remedy)
+        if kind == "text":
+            self._refuse({"instruction": None, "input": ""}, "instructions", "a language model", "use prompt=...")
+        if kind == "instructions" and all(value is None for value in self._sources().values()):
+            problem = f"checkpoint={self.checkpoint} is tuned to instructions, and none is given"
+            remedy = (
+                "add instruction=... (and input=...), prompt_file=... or interactive=true; prompt=... is continued as it is"
+            )
+            raise ConfigError("instruction", None, problem, remedy)
+
+    def _check_classifier(self) -> None:
+        if self.prompt is not None and not self.prompt.strip():
+            raise ConfigError("prompt", self.prompt, "there is nothing in it to classify")
+        self._refuse({"instruction": None, "input": ""}, "instructions", "a classifier", "use prompt=...")
+        if all(value is None for value in self._sources().values()):
+            problem = f"checkpoint={self.checkpoint} is a classifier, and no text is given"
+            raise ConfigError("prompt", None, problem, "add prompt=..., prompt_file=... or interactive=true")
+        defaults = {"sampling": SamplingConfig(), "generation": GenerationConfig()}
+        generating = {
+            "sampling": ("stop", "samples", "beams", "top_logprobs"),  # the others are what some choice of sampling sets
+            "generation": ("cache", "past_context", "prefill_chunk", "lookup"),
+        }
+        for group, names in generating.items():
+            for name in names:
+                value = getattr(getattr(self, group), name)
+                if value != getattr(defaults[group], name):
+                    problem = f"is for generating text; checkpoint={self.checkpoint} is a classifier"
+                    raise ConfigError(f"{group}.{name}", value, problem, "leave it out")
+
+    def _refuse(self, unset: dict[str, Any], kind: str, made: str, remedy: str = "leave it out") -> None:
+        """Refuse settings that are for a model of another kind; `unset` are their values where they are not given."""
+        wanted = {"table": "a classifier", "instructions": "a model tuned to instructions"}[kind]
+        for name, value in unset.items():
+            if getattr(self, name) != value:
+                problem = f"is for {wanted}; checkpoint={self.checkpoint} is {made}"
+                raise ConfigError(name, getattr(self, name), problem, remedy)
 
 
 @dataclass(kw_only=True)
@@ -285,7 +378,7 @@ class BenchmarkConfig:
         "file that keeps every measurement",
         verbatim=True,
     )
-    seed: int = option(1, "of the random weights and prompts", minimum=0, maximum=2**32 - 1)
+    seed: int = option(1, "of the random weights and tokens", minimum=0, maximum=2**32 - 1)
     paths: CachePathsConfig = field(default_factory=CachePathsConfig)
     suite: Any = None
     model: Any = None
@@ -298,9 +391,8 @@ class BenchmarkConfig:
             problem = "the precision is part of what each contestant is"
             raise ConfigError("device.precision", self.device.precision, problem, "choose among suite.contestants")
         if self.device.compile:
-            raise ConfigError("device.compile", True, "is for training; generating would compile anew for every length")
-        tokens = self.suite.prompt_tokens + self.suite.new_tokens
-        if tokens > self.model.context_length:
-            problem = f"with suite.prompt_tokens={self.suite.prompt_tokens} that is more than model.context_length="
-            remedy = "use fewer tokens or a model with a longer context"
-            raise ConfigError("suite.new_tokens", self.suite.new_tokens, f"{problem}{self.model.context_length}", remedy)
+            raise ConfigError("device.compile", True, "no contestant is compiled", "leave it out")
+        try:
+            self.suite.check_model(self.model)
+        except ConfigError as error:
+            raise error.within("suite") from None

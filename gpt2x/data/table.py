@@ -15,7 +15,7 @@ import json
 import logging
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,9 +97,9 @@ class TableCorpus:
         if kind == "parquet":
             read = _read_parquet(source)
         elif kind == "jsonl":
-            read = _read_jsonl(source)
+            read = read_jsonl(enumerate(_content(source).split("\n"), start=1))
         else:
-            read = _read_csv(source, "," if kind == "csv" else "\t", quoting, columns)
+            read = read_csv(_content(source), source, kind, quoting, columns)
         self.labels, rows = _checked(read, source, "row" if kind == "parquet" else "line", text_column, label_column, labels)
         self.about = {"labels": self.labels}
         if balance:
@@ -147,21 +147,25 @@ class TableCorpus:
 # -- reading: each gives the rows as (line, {column: value}) or as (line, what is wrong with it) -----------------
 
 
-def _read_csv(path: Path, delimiter: str, quoting: str, columns: list[str] | None) -> Iterator[tuple[int, dict | str]]:
-    """Rows of a CSV or TSV, split as pandas splits them, but "NA" or "none" is a text; blank lines are passed over."""
-    text = _content(path)
-    dialect: dict[str, Any] = dict(delimiter=delimiter, quoting=_QUOTING[quoting])
+def read_csv(
+    text: str, path: Path, kind: str = "csv", quoting: str | None = None, columns: list[str] | None = None
+) -> Iterator[tuple[int, dict | str]]:
+    """Rows of the text of a CSV or TSV (`kind`), split as pandas splits them, but "NA" or "none" is a text; blank lines are
+    passed over. `path` is for messages; `quoting` None is the standard's, where there is no setting to mend it with.
+    """
+    dialect: dict[str, Any] = dict(delimiter="," if kind == "csv" else "\t", quoting=_QUOTING[quoting or "standard"])
+    remedy = "" if quoting is None else "data.quoting=none takes quotes as they are"
     strict = csv.reader(io.StringIO(text, newline=""), strict=True, **dialect)
     try:
         for _ in strict:
             pass
     except csv.Error as error:
         log.warning(
-            "%s: the quotes that end in line %d are not what CSV wants (%s), and lines may have been joined; "
-            "data.quoting=none takes quotes as they are",
+            "%s: the quotes that end in line %d are not what CSV wants (%s), and lines may have been joined%s",
             path,
             strict.line_num,
             error,
+            remedy and f"; {remedy}",
         )
     reader = csv.reader(io.StringIO(text, newline=""), **dialect)
     begin = 1
@@ -182,7 +186,7 @@ def _read_csv(path: Path, delimiter: str, quoting: str, columns: list[str] | Non
     except csv.Error as error:
         raise UserError(
             f"{path}: line {begin} cannot be read: {error}\n"
-            f"  If a quote there is never closed, close it, or let data.quoting=none take quotes as they are."
+            f"  If a quote there is never closed, close it{remedy and f', or {remedy}'}."
         ) from error
 
 
@@ -194,9 +198,9 @@ def _content(path: Path) -> str:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def _read_jsonl(path: Path) -> Iterator[tuple[int, dict | str]]:
-    """Rows of a file with one JSON object a line; blank lines are passed over."""
-    for line, text in enumerate(_content(path).split("\n"), start=1):
+def read_jsonl(lines: Iterable[tuple[int, str]]) -> Iterator[tuple[int, dict | str]]:
+    """Rows of numbered lines, each of which holds one JSON object; blank ones are passed over."""
+    for line, text in lines:
         if not text.strip():
             continue
         try:
@@ -237,14 +241,7 @@ def _checked(
             continue
         known |= dict.fromkeys(row)
         text, label = row.get(text_column), _label(row.get(label_column))
-        if text is None:
-            faults["have no text"].append(f"{unit} {line}")
-        elif not isinstance(text, str):
-            faults["have something else than a text"].append(f"{unit} {line}: {type(text).__name__}")
-        elif not text.strip():
-            faults["have an empty text"].append(f"{unit} {line}")
-        elif not _encodable(text):
-            faults["have a text with half a character (a lone surrogate)"].append(f"{unit} {line}")
+        check_text(text, f"{unit} {line}", faults)
         if label is None:
             faults["have no label, which is text or a whole number"].append(f"{unit} {line}")
         elif labels is not None and label not in labels:
@@ -254,12 +251,7 @@ def _checked(
         if known and column not in known:
             remedy = "name one of them; where the file has no header line, name its columns: data.columns=[...]"
             raise ConfigError(key, column, f"{path} has no such column; it has {show(list(known))}", remedy)
-    if faults:
-        lines = [f"{path}: {sum(map(len, faults.values()))} faults; mend the rows, or take them out of the file"]
-        for fault, where in faults.items():
-            more = f", and {len(where) - _SHOWN:,} more" if len(where) > _SHOWN else ""
-            lines.append(f"  {len(where):,} {fault}: {', '.join(where[:_SHOWN])}{more}")
-        raise UserError("\n".join(lines))
+    refuse(path, faults)
     if not found:
         raise UserError(f"{path}: the table is empty: it has no row with a text and a label")
     names = labels or sorted({label for _, _, label in found}, key=_order)
@@ -269,6 +261,37 @@ def _checked(
     rows = [Row(text, classes[label], line) for line, text, label in found]
     _warn_of_contradictions(rows, names, path, unit)
     return names, rows
+
+
+def check_text(text: Any, where: str, faults: dict[str, list[str]]) -> None:
+    """Add to `faults` (what rows do -> where those are that do it) what is wrong with the text of the row at `where`."""
+    if text is None:
+        faults["have no text"].append(where)
+    elif not isinstance(text, str):
+        faults["have something else than a text"].append(f"{where}: {type(text).__name__}")
+    elif not text.strip():
+        faults["have an empty text"].append(where)
+    elif not _encodable(text):
+        faults["have a text with half a character (a lone surrogate)"].append(where)
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def refuse(path: Path | str, faults: dict[str, list[str]]) -> None:
+    """Raise UserError if there are faults."""
+    if not faults:
+        return
+    lines = [f"{path}: {sum(map(len, faults.values()))} faults; mend the rows, or take them out of the file"]
+    for fault, where in faults.items():
+        more = f", and {len(where) - _SHOWN:,} more" if len(where) > _SHOWN else ""
+        lines.append(f"  {len(where):,} {fault}: {', '.join(where[:_SHOWN])}{more}")
+    raise UserError("\n".join(lines))
 
 
 def _label(value: Any) -> str | None:
@@ -283,14 +306,6 @@ def _label(value: Any) -> str | None:
 def _order(label: str) -> tuple[int, str]:
     """Sorts texts as texts, and whole numbers before them by their value."""
     return (int(label), "") if label.isascii() and label.isdigit() else (1 << 62, label)
-
-
-def _encodable(text: str) -> bool:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _warn_of_contradictions(rows: list[Row], labels: list[str], path: Path, unit: str) -> None:

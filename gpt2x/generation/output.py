@@ -82,7 +82,8 @@ def opened(path: str | None) -> Iterator[Callable[[str], None]]:
 
 
 class TextOutput:
-    """Prompt and continuation as plain text; the only one appears as it is made, several each below a line with its id."""
+    """Prompt and continuation as plain text, of an instruction the answer alone; the only one appears as it is made, several
+    each below a line with its id."""
 
     def __init__(self, write: Callable[[str], None], *, prompts: int, samples: int):
         self._write, self._samples = write, samples
@@ -109,18 +110,19 @@ class TextOutput:
             sample += ", interrupted"
         blank = "\n" if self._begun else ""
         self._begun = True
-        self._write(f"{blank}=== {prompt.id}{sample} ===\n{prompt.text}{completion.text}\n")
+        self._write(f"{blank}=== {prompt.id}{sample} ===\n{prompt.shown}{completion.text}\n")
 
     def _begin(self, prompt: Prompt) -> None:
         if not self._begun:
             self._begun = True
-            self._write(prompt.text)
+            self._write(prompt.shown)
 
 
 class JsonLinesOutput:
     """One JSON object a line for each completion, as soon as it is done.
 
-    id, prompt, seed   as given; the text follows from them and the settings
+    id, prompt, seed   as given; the text follows from them and the settings. Of an instruction there are "instruction"
+                       and "input" too, and the prompt is what the run's template made of them
     sample             0, 1, ...: which of the prompt's samples
     text, tokens       the continuation, and the ids it was made of
     finish             why it ended: length, stop, end_of_text, context or interrupted
@@ -138,8 +140,10 @@ class JsonLinesOutput:
 
     def add(self, prompt: Prompt, completion: Completion, seed: int) -> None:
         """One completion is done."""
+        asked = {} if prompt.instruction is None else {"instruction": prompt.instruction, "input": prompt.input}
         record = {
             "id": prompt.id,
+            **asked,
             "prompt": prompt.text,
             "seed": seed,
             "sample": completion.sample,

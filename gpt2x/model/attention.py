@@ -15,7 +15,7 @@ class CausalSelfAttention(nn.Module):
     """Multi-head attention in which each position sees itself and what stands before it (Vaswani et al., 2017).
 
     Letters in names of shapes: B batch, T positions, C width, N heads, H width of a head (C = N * H),
-    L positions that are looked at: T, or more with a cache, Q those that look: T, or one with `at`.
+    L positions that are looked at: T, or more with a cache, Q those that look: T, or fewer with `at_B`.
     """
 
     def __init__(self, *, n_embd: int, n_head: int, context_length: int, dropout: float, attention: str):
@@ -43,27 +43,38 @@ class CausalSelfAttention(nn.Module):
         mask   (..., T, T), added to the scores: what may be seen, where that is less than all that stands before
         at_B   only what comes out at this position of each row is computed: (B, 1, C)
         """
-        B, T, C = x_BTC.shape
-        if at_B is not None:
-            q, k, v, mask = self._at(x_BTC, at_B)
+        if at_B is not None and type(self.c_attn) is nn.Linear:
+            y_BQC = self._attend_at(x_BTC, at_B)
         else:
+            B, T, C = x_BTC.shape
             q, k, v = self.c_attn(x_BTC).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4).unbind()
-        if cache is not None:
-            k, v = cache.extend(k, v)
-            mask = cache.mask
-        y_BNQH = self.attend(q, k, v, mask)
-        y_BQC = y_BNQH.transpose(1, 2).reshape(B, -1, C)
+            if cache is not None:
+                k, v = cache.extend(k, v)
+                mask = cache.mask
+            y_BQC = self.attend(q, k, v, mask).transpose(1, 2).reshape(B, T, C)
+            y_BQC = y_BQC if at_B is None else select(y_BQC, at_B)
         return F.dropout(self.c_proj(y_BQC), self.dropout, self.training)
 
-    def _at(self, x_BTC: Tensor, at_B: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The query at one position of each row, keys and values of all, and the mask of what it sees."""
+    def _attend_at(self, x_BTC: Tensor, at_B: Tensor) -> Tensor:
+        """What one query a row finds, (B, 1, C), without the keys and values of all positions.
+
+        A score is q (W x + b) = (q W) x + q b, so the query goes through the matrix of the keys, once, instead of every
+        state; and the weights' sum of W x + b is W times that of x, and b as often as the weights sum to.
+        """
         B, T, C = x_BTC.shape
-        everything_B3 = self.c_attn(x_BTC).view(B, T, 3, self.n_head, C // self.n_head)
-        q, k, v = everything_B3.permute(2, 0, 3, 1, 4).unbind()
-        q = q[torch.arange(B, device=q.device), :, at_B][:, :, None]
-        seen_BT = torch.arange(T, device=at_B.device) <= at_B[:, None]
-        mask = torch.zeros(B, T, dtype=q.dtype, device=q.device).masked_fill(~seen_BT, float("-inf"))
-        return q, k, v, mask[:, None, None]
+        N, H = self.n_head, C // self.n_head
+        (query_NHC, key_NHC, value_NHC), (query_NH, key_NH, value_NH) = (
+            self.c_attn.weight.view(3, N, H, C).unbind(),
+            self.c_attn.bias.view(3, N, H).unbind(),
+        )
+        q_BNH = torch.einsum("bc,nhc->bnh", select(x_BTC, at_B)[:, 0], query_NHC) + query_NH
+        through_BNC = torch.einsum("bnh,nhc->bnc", q_BNH, key_NHC)
+        scores_BNT = (through_BNC @ x_BTC.transpose(1, 2) + (q_BNH * key_NH).sum(-1, keepdim=True)) / math.sqrt(H)
+        hidden_BT = torch.arange(T, device=at_B.device) > at_B[:, None]
+        weights_BNT = F.softmax(scores_BNT.masked_fill(hidden_BT[:, None], float("-inf")), dim=-1)
+        weights_BNT = F.dropout(weights_BNT, self.dropout, self.training)
+        y_BNH = torch.einsum("bnc,nhc->bnh", weights_BNT @ x_BTC, value_NHC) + value_NH * weights_BNT.sum(-1, keepdim=True)
+        return y_BNH.reshape(B, 1, C)
 
     # Without a mask (see KVCache.begin) the Q queries are the last of L positions: a single one sees all of them,
     # several are all there are (Q = L), and each sees those up to its own.
@@ -85,3 +96,8 @@ class CausalSelfAttention(nn.Module):
         dropout = self.dropout if self.training else 0.0
         causal = mask is None and q_BNQH.shape[-2] > 1
         return F.scaled_dot_product_attention(q_BNQH, k_BNLH, v_BNLH, mask, dropout_p=dropout, is_causal=causal)
+
+
+def select(x_BTC: Tensor, at_B: Tensor) -> Tensor:
+    """Each row's state at one position: (B, T, C), (B,) -> (B, 1, C)."""
+    return x_BTC[torch.arange(len(x_BTC), device=x_BTC.device), at_B][:, None]

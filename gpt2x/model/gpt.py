@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gpt2x.model.attention import CausalSelfAttention
+from gpt2x.model.attention import CausalSelfAttention, select
 from gpt2x.model.cache import KVCache, LayerCache
 
 
@@ -227,8 +227,3 @@ class GPT(nn.Module):
 
     def __str__(self) -> str:
         return f"{self.n_parameters():,} parameters: {self.shape}"
-
-
-def select(x_BTC: Tensor, at_B: Tensor) -> Tensor:
-    """Each row's state at one position: (B, T, C), (B,) -> (B, 1, C)."""
-    return x_BTC[torch.arange(len(x_BTC), device=x_BTC.device), at_B][:, None]

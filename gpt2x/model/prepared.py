@@ -30,9 +30,10 @@ from torch import Tensor, nn
 
 from gpt2x.config.option import ConfigError
 from gpt2x.device import Device
+from gpt2x.model.attention import select
 from gpt2x.model.cache import KVCache, LayerCache
 from gpt2x.model.classifier import parts
-from gpt2x.model.gpt import GPT, Block, select
+from gpt2x.model.gpt import GPT, Block
 from gpt2x.model.lora import merge
 
 log = logging.getLogger(__name__)

@@ -48,13 +48,13 @@ class Classification(Task):
             self.about["padded_length"] = min(context_length, max(len(ids) for ids in tokens["train"]))
         splits, cut = {}, 0
         for split, rows in corpus.splits.items():
-            cut += sum(len(ids) > self._room(context_length) for ids in tokens[split])
+            cut += sum(len(ids) > self.room(context_length) for ids in tokens[split])
             splits[split] = [
                 Example(self._row(ids, context_length), row.label, self.weights[row.label].item())
                 for ids, row in zip(tokens[split], rows, strict=True)
             ]
         if cut:
-            log.info("cut      %s rows are longer than %d tokens and lose their ends", f"{cut:,}", self._room(context_length))
+            log.info("cut      %s rows are longer than %d tokens and lose their ends", f"{cut:,}", self.room(context_length))
         return ExampleData(splits, seed=seed, name=corpus.name, **corpus.batching)
 
     def model(self, gpt: GPT, generator: torch.Generator | None = None) -> Classifier:
@@ -105,11 +105,12 @@ class Classification(Task):
             result[chosen] = logits_BK.double().softmax(-1).cpu().numpy()
         return result
 
-    def _room(self, context_length: int) -> int:
+    def room(self, context_length: int) -> int:
+        """How many tokens of a text are read; the others, at its end, are not."""
         return min(context_length, self.about.get("padded_length", context_length))
 
     def _row(self, tokens: np.ndarray, context_length: int) -> np.ndarray:
         """A row's token ids (n,): cut to what there is room for, filled up where the pooling asks for it, never empty."""
-        tokens = np.asarray(tokens, dtype=np.int64)[: self._room(context_length)]
-        missing = self._room(context_length) - len(tokens) if self.pooling == "padded_last" else int(len(tokens) == 0)
+        tokens = np.asarray(tokens, dtype=np.int64)[: self.room(context_length)]
+        missing = self.room(context_length) - len(tokens) if self.pooling == "padded_last" else int(len(tokens) == 0)
         return np.concatenate([tokens, np.full(missing, self.tokenizer.end_of_text)]) if missing else tokens

@@ -17,7 +17,7 @@ import pytest
 
 from gpt2x import commands
 from gpt2x.benchmark import generate
-from gpt2x.benchmark.contestants import CONTESTANTS, Contestant, Stopwatch
+from gpt2x.benchmark.generate_contestants import CONTESTANTS, Contestant, Stopwatch
 from gpt2x.tracking.console import size
 
 SMALL = [
@@ -205,7 +205,7 @@ def test_llama_cpp_takes_part_with_one_prompt(tmp_path, actors, capsys):
         ("suite=train", "suite=train: no such choice"),
         ("device.precision=bf16", "the precision is part of what each contestant is"),
         ("device=cuda", "what is measured is the processor"),
-        ("device.compile=true", "is for training"),
+        ("device.compile=true", "no contestant is compiled"),
     ],
 )
 def test_a_wrong_setting_is_refused(argument, message, capsys):

@@ -12,7 +12,7 @@ import pytest
 
 from gpt2x import commands
 from gpt2x.config.compose import to_yaml
-from gpt2x.config.schema import TrainedModelConfig
+from gpt2x.config.schema import GenerateConfig, TrainedModelConfig
 
 
 @dataclass
@@ -50,7 +50,8 @@ def fake(monkeypatch, tmp_path):
         module = ModuleType(f"gpt2x.{name}.run")
         setattr(module, function, getattr(fake, function))
         monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setattr(TrainedModelConfig, "check_available", lambda self: None)  # no run is needed
+    for schema in (TrainedModelConfig, GenerateConfig):
+        monkeypatch.setattr(schema, "check_available", lambda self: None)  # no run is needed
     return fake
 
 

@@ -1,10 +1,12 @@
 """The interactive mode with a stand-in for the model, as a process of its own: `python chat_session.py HISTORY`.
 
 The continuation of a prompt is " <prompt|seed|temperature>", in two pieces. Prompts that say so are slow, or refused.
+With INSTRUCTIONS in the environment what is typed are instructions; their prompts are "[instruction/input/max_new_tokens]".
 """
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from dataclasses import dataclass
@@ -53,6 +55,12 @@ class Generator:
         return [Completion("".join(made), [0, 0], "length")]
 
 
+def asked(instruction, input, sampling):
+    if "long" in instruction:
+        raise UserError("too long")
+    return f"[{instruction}/{input}/{sampling.max_new_tokens}]"
+
+
 def main() -> None:
     settings = dict(checkpoint="run", interactive=True, device={"_target_": "gpt2x.device.Device"}, sampling={})
     config = check(GenerateConfig, settings)
@@ -62,7 +70,15 @@ def main() -> None:
         return change("generate", config, override).sampling
 
     history = Path(sys.argv[1]) if len(sys.argv) > 1 else None
-    chat(Generator(), sampling=config.sampling, seed=3, change=changed, presets=["creative", "greedy"], history=history)
+    chat(
+        Generator(),
+        sampling=config.sampling,
+        seed=3,
+        change=changed,
+        presets=["creative", "greedy"],
+        history=history,
+        ask=asked if os.environ.get("INSTRUCTIONS") else None,
+    )
     print("left in order")
 
 

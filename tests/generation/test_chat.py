@@ -95,13 +95,13 @@ def terminal():
         session.close()
 
 
-def pipe(text: str | bytes, *arguments: str) -> subprocess.CompletedProcess:
+def pipe(text: str | bytes, *arguments: str, **variables: str) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, str(SESSION), *arguments],
         input=text.encode() if isinstance(text, str) else text,
         capture_output=True,
         timeout=60,
-        env=environment(),
+        env=environment(**variables),
     )
 
 
@@ -364,4 +364,58 @@ def test_without_readline_lines_are_read_all_the_same(tmp_path, terminal):
     session = terminal(PYTHONPATH=f"{tmp_path}{os.pathsep}{ROOT}")
     session.line("Once")
     session.expect("\nOnce <Once|3|1>\n")
+    assert session.leave() == 0
+
+
+# -- instructions -------------------------------------------------------------------------------------------
+
+
+def answers(*lines: str) -> tuple[str, str]:
+    """What a session of instructions prints for these, and what it says beside."""
+    done = pipe("\n".join(lines), INSTRUCTIONS="1")
+    assert done.returncode == 0
+    return done.stdout.decode().removesuffix("left in order\n"), done.stderr.decode()
+
+
+def test_of_an_instruction_only_the_answer_is_shown():
+    first, more = " <[Add./1 + 1/100]|3|1>", " <[Add./1 + 1/100] <[Add./1 + 1/100]|3|1>|4|1>"
+    again, without = " <[Add./1 + 1/100]|5|1>", " <[Name it.//7]|6|1>"
+    made, said = answers("/input 1 + 1", "Add.", "/more", "/again", "/max_new_tokens 7", "Name it.")
+    assert made == f"{first}\n{more}\n{again}\n{without}\n"
+    assert said.startswith("  max_new_tokens=7 ")
+
+
+@pytest.mark.parametrize(
+    ("lines", "text"),
+    [
+        (["/input =5 = x ", "Do"], "[Do/=5 = x/100]"),
+        (["/input   a", "/input b", "Do"], "[Do/b/100]"),
+        (["/input a", "/input", "Do"], "[Do//100]"),
+        (['/input """', "/a", '"b" """', "Do"], '[Do//a\n"b" /100]'),
+        (['/input\t"""a"""', '"""Do', 'it"""'], "[Do\nit/a/100]"),
+        (["/input a", "too long", "Do"], "[Do/a/100]"),  # that it was about is kept where nothing was made
+        (["/input a", "naïve", "Do"], "[Do/a/100]"),
+    ],
+)
+def test_what_an_instruction_is_about(lines, text):
+    assert answers(*lines)[0] == f" <{text}|3|1>\n"
+
+
+def test_a_session_of_instructions_tells_how_it_works(terminal):
+    assert "  /input TEXT " in answers("/help")[1] and "/input" not in commands("/help")
+    assert answers("/again", "/more")[1].splitlines() == [
+        "/again: there is no answer yet; type an instruction",
+        "/more: there is no answer yet; type an instruction",
+    ]
+    assert commands("/input x").startswith("/input: no such command")
+    session = terminal(INSTRUCTIONS="1")
+    session.expect("Type an instruction and the model answers.")
+    session.line(f"/inp{TAB}1 + 1")
+    session.line("forever")
+    session.expect("forever\n on on on")
+    session.type(CTRL_C)
+    session.expect("interrupted, seed 3")
+    session.line("/seed 9")
+    session.line("Add.")
+    session.expect("\n <[Add.//100]|9|1>\n")
     assert session.leave() == 0

@@ -155,7 +155,7 @@ def test_an_interactive_session_through_a_pipe(run, tmp_path):
         ("interactive=true sampling.top_logprobs=2", "sampling.top_logprobs=2: interactive=true shows text alone"),
         ("prompt=a sampling.top_logprobs=2", "sampling.top_logprobs=2: log-probabilities are not part of format=text"),
         ("prompt_file=a output=a", "output=a: this is prompt_file, which it would replace"),
-        ("format=json", "format=json: expected one of text, jsonl; did you mean jsonl?"),
+        ("format=json", "format=json: expected one of null, text, jsonl, csv; did you mean jsonl?"),
     ],
 )
 def test_settings_that_exclude_each_other(given, problem):

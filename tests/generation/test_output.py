@@ -52,6 +52,21 @@ def test_samples_of_one_prompt_are_numbered(written):
     assert "".join(written) == "=== 1, sample 1 ===\naA\n\n=== 1, sample 2 ===\naA\n"
 
 
+def test_of_an_instruction_the_answer_alone_is_shown(written):
+    prompt = Prompt("Below is an instruction: Add.", "x", instruction="Add.", input="1 + 1")
+    one = TextOutput(written.append, prompts=1, samples=1)
+    one.on_text([prompt])(0, "2")
+    one.add(prompt, completion("2"), 1)
+    assert "".join(written) == "2\n"
+    written.clear()
+    TextOutput(written.append, prompts=2, samples=1).add(prompt, completion("2"), 1)
+    assert "".join(written) == "=== x ===\n2\n"
+    written.clear()
+    JsonLinesOutput(written.append).add(prompt, completion("2"), 1)
+    record = json.loads(written[0])
+    assert [record[key] for key in ("instruction", "input", "prompt", "text")] == ["Add.", "1 + 1", prompt.text, "2"]
+
+
 @dataclass
 class Logprob:
     token: int

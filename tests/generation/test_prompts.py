@@ -17,10 +17,10 @@ from gpt2x.generation.prompts import Prompt, read_prompts
 
 @pytest.fixture
 def read(tmp_path):
-    def read(data: bytes | str, name: str = "prompts.txt") -> list[Prompt]:
+    def read(data: bytes | str, name: str = "prompts.txt", **more) -> list[Prompt]:
         path = tmp_path / name
         path.write_bytes(data.encode() if isinstance(data, str) else data)
-        return read_prompts(str(path))
+        return read_prompts(str(path), **more)
 
     return read
 
@@ -44,6 +44,40 @@ def test_a_line_is_a_prompt_and_its_number_its_name(read):
 def test_json_lines(read):
     lines = '{"prompt": "a\\nb", "id": "x", "seed": 7}\n\n{"prompt": "", "id": 5}\n{"prompt": "\\ud83d\\ude00"}\n'
     assert read(lines, "p.jsonl") == [Prompt("a\nb", "x", 7), Prompt("", 5), Prompt("😀", 4)]
+
+
+def test_instructions(read):
+    lines = '{"instruction": "Add.", "input": "1 + 1", "id": "x", "seed": 7}\n{"instruction": "Do"}\n{"prompt": "Once"}\n'
+    assert read(lines, "p.jsonl", instructions=True) == [
+        Prompt("", "x", 7, instruction="Add.", input="1 + 1"),
+        Prompt("", 2, instruction="Do"),
+        Prompt("Once", 3),
+    ]
+    assert read("Do\n\n this ", instructions=True) == [Prompt("", 1, instruction="Do"), Prompt("", 3, instruction=" this ")]
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ('{"prompt": "a", "instruction": "b"}', 'expected "instruction" or "prompt", and here are both'),
+        ('{"instruction": 3}', 'expected an object with "instruction", a text; such as {"instruction": "Name a colour."}'),
+        ('{"instruction": " "}', "the instruction is empty"),
+        ('{"instruction": "a", "input": null}', '"input" must be a text, not null'),
+        ('{"prompt": "a", "input": "b"}', '"input" is not known; there are "prompt", "id" and "seed"'),
+        ('{"instruction": "a", "inputs": ""}', '"inputs" is not known; there are "instruction", "input", "id" and "seed"'),
+        ('{"instruction": "a", "input": "b\\ud83d"}', "the input holds half a character"),
+        ("{}", 'expected an object with "prompt" or "instruction", a text'),
+    ],
+)
+def test_a_wrong_instruction_is_named(read, line, problem):
+    with pytest.raises(UserError) as error:
+        read(f'{{"instruction": "good"}}\n{line}\n', "p.jsonl", instructions=True)
+    assert "p.jsonl, line 2: " in str(error.value) and problem in str(error.value)
+
+
+def test_an_instruction_for_another_model_is_refused(read):
+    with pytest.raises(UserError, match='p.jsonl, line 2: "instruction" is for a model that was tuned to instructions'):
+        read('{"prompt": "a"}\n{"instruction": "b"}', "p.jsonl")
 
 
 def test_a_pipe_says_by_its_first_line_what_it_holds(pipe):

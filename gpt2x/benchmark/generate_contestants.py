@@ -1,7 +1,7 @@
 """Who takes part in suite=generate, and the process that each of them runs in.
 
-The suite (generate.py) starts `python -m gpt2x.benchmark.contestants` once for each. It reads a job, one line of JSON,
-loads, says so, and then for each further line generates once and answers what that took. Nothing heavy is imported
+The suite (generate.py) starts `python -m gpt2x.benchmark.generate_contestants` once for each. It reads a job, one line of
+JSON, loads, says so, and then for each further line generates once and answers what that took. Nothing heavy is imported
 here, so that a contestant's memory is its own.
 """
 
@@ -9,16 +9,14 @@ from __future__ import annotations
 
 import functools
 import json
-import os
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpt2x.device import Device, peak_memory
-from gpt2x.errors import UserError
+from gpt2x.benchmark.process import Answer, serve
+from gpt2x.device import Device
 
 # Generates `new_tokens` for each of the prompts and says in seconds what it took: "seconds" in all,
 # "first_token_seconds", "decode_seconds" after it; and "tokens", how many were made for all prompts together.
@@ -196,22 +194,10 @@ CONTESTANTS: dict[str, Contestant] = {
 }
 
 
-def main() -> None:
-    """The process of one contestant, until its standard input ends."""
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
-    os.dup2(2, 1)  # whatever a library prints must not mix with the answers
-    job = json.loads(sys.stdin.readline())
-    started = time.perf_counter()
-    try:
-        generate, about = CONTESTANTS[job["contestant"]].load(job)
-    except UserError as error:
-        sys.exit(str(error))
-    print(json.dumps({"load_seconds": time.perf_counter() - started} | about), file=answers)
-    for line in sys.stdin:
-        result = generate(job["prompts"][: json.loads(line)["batch_size"]], job["new_tokens"])
-        print(json.dumps(result | {"peak_memory_bytes": peak_memory()}), file=answers)
-    os._exit(0)  # without waiting for a server's threads
+def _load(job: dict[str, Any]) -> tuple[Answer, dict[str, Any]]:
+    generate, about = CONTESTANTS[job["contestant"]].load(job)
+    return lambda question: generate(job["prompts"][: question["batch_size"]], job["new_tokens"]), about
 
 
 if __name__ == "__main__":
-    main()
+    serve(_load)
