@@ -57,7 +57,7 @@ class InstructionTuning(LanguageModeling):
             raise UserError(f"data={corpus.name}: nothing is left to train on\n  {longest}: use a longer one.")
         if self.packing:
             splits["train"] = pack(splits["train"], context_length)
-        return ExampleData(splits, seed=seed, name=corpus.name, **corpus.batching)
+        return ExampleData(splits, seed=seed, name=corpus.name, title=str(corpus), **corpus.batching)
 
     def examples(self, records: Sequence[Record], context_length: int, split: str) -> list[Example]:
         """One example a record, in their order, each of at most `context_length` tokens; what that costs is logged."""

@@ -37,7 +37,7 @@ def table(folder: Path, content: str | bytes, file: str = "t.csv", /, **fields) 
 
 
 def configured(cache: Path, mirror: Path | None, *overrides: str) -> TableCorpus:
-    config = compose("train", TrainConfig, list(overrides))
+    config = compose("train", TrainConfig, ["task=classifier", *overrides])
     return instantiate(config.data, cache=cache, mirror=mirror)
 
 
@@ -154,7 +154,7 @@ def test_what_the_corpus_says_of_itself(tmp_path):
     made = table(tmp_path, csv_text(many(40)), batch_size=3, eval_batch_size=None, shuffle=False)
     assert str(made) == "table: 28 train + 4 val + 8 test rows, 2 classes (a 20, b 20)"
     assert made.labels == ["a", "b"]
-    assert made.batching == {"batch_size": 3, "eval_batch_size": 3, "shuffle": False}
+    assert made.batching == {"batch_size": 3, "eval_batch_size": 3, "drop_last": False, "shuffle": False}
     assert list(made.texts("train", "val")) == [row.text for split in ("train", "val") for row in made.splits[split]]
     assert len(list(made.texts())) == 40
     assert table(tmp_path, csv_text(many(40)), eval_batch_size=9).batching["eval_batch_size"] == 9
