@@ -86,6 +86,15 @@ class InstructionTuning(LanguageModeling):
             raise UserError(f"the prompt has {length:,} tokens, which cannot be cut to {max_tokens:,}: shorten the instruction")
         return prompt
 
+    def prompt_with_room(self, instruction: str, input: str, *, context_length: int, max_new_tokens: int) -> str:
+        """The prompt that leaves room in the context for an answer of `max_new_tokens`, or for half the context if that is
+        less: where it would not, the input's end is cut. An instruction too long for that may fill the context; a longer
+        one is a UserError."""
+        try:
+            return self.prompt(instruction, input, max_tokens=context_length - min(max_new_tokens, context_length // 2))
+        except UserError:
+            return self.prompt(instruction, input, max_tokens=context_length)
+
     def examples_to_show(self, corpus: InstructionCorpus) -> list[dict[str, str]]:
         """The first `answers` validation records."""
         return [
