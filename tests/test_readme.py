@@ -20,10 +20,11 @@ COMMANDS = [
 SMALL = {
     "gpt2x-train": [
         "model.n_layer=1", "model.n_head=2", "model.n_embd=16", "model.context_length=16", "sampling.max_new_tokens=5",
-        "logger=none", "trainer.eval_every=100", "data.val_fraction=0.01",
+        "logger=none", "trainer.eval_every=100",
     ],
     "gpt2x-generate": ["sampling.max_new_tokens=5"],
     "gpt2x-evaluate": [],
+    "gpt2x-export": [],
     "gpt2x-benchmark": [
         "model.n_layer=1", "model.n_head=2", "model.n_embd=32", "suite.contestants=[gpt2x-eager]", "suite.rounds=1",
         "suite.prompt_tokens=4", "suite.new_tokens=3", "device.threads=1",
@@ -31,13 +32,22 @@ SMALL = {
 }  # fmt: skip
 
 
+RUNS = {  # what the README calls a run -> how it is made
+    "RUN": ["data.val_fraction=0.01", "model.context_length=128"],
+    "CLASSIFIER": ["task=classifier", "data=spam_sample"],
+    "ANSWERING": ["task=instruct", "data=instructions_sample", "model.context_length=128"],
+    "ADAPTED": ["task=instruct", "data=instructions_sample", "finetune=lora", "model.context_length=128"],
+}
+
+
 @pytest.fixture(scope="module")
-def finished_run(tmp_path_factory) -> Path:
+def runs(tmp_path_factory) -> dict[str, Path]:
+    """A finished run of each kind."""
     where = tmp_path_factory.mktemp("readme")
-    run = where / "run"
-    arguments = ["trainer.max_steps=2", f"hydra.run.dir={run}", f"paths.outputs={where}"]
-    assert commands.train([*SMALL["gpt2x-train"], *arguments]) == 0
-    return run
+    for name, settings in RUNS.items():
+        arguments = [*settings, "trainer.max_steps=2", f"hydra.run.dir={where / name}", f"paths.outputs={where}"]
+        assert commands.train([*SMALL["gpt2x-train"], *arguments]) == 0
+    return {name: where / name for name in RUNS}
 
 
 def test_the_readme_has_its_commands():
@@ -47,18 +57,27 @@ def test_the_readme_has_its_commands():
 
 
 @pytest.mark.parametrize("line", [c for c in COMMANDS if "gpt2x-" in c])
-def test_a_command_of_the_readme(line, finished_run, tmp_path, monkeypatch, capsys, request):
+def test_a_command_of_the_readme(line, runs, tmp_path, monkeypatch, capsys, request):
     if any(name in line for name in ("shakespeare", "verdict")):
         request.getfixturevalue("mirror")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "notes.txt").write_text("These are my own notes. They are about nothing much.\n" * 100)
     (tmp_path / "prompts.txt").write_text("Once\nThe old man\n")
+    messages = "".join(f"Win prize {i},spam\nSee you at {i},ham\n" for i in range(20))
+    (tmp_path / "messages.csv").write_text(f"text,label\n{messages}")
+    records = [{"instruction": f"Say {i}.", "input": "", "output": str(i)} for i in range(40)]
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"Once upon a time\n")))
     command, *arguments = shlex.split(line.removeprefix('echo "Once upon a time" | '), comments=True)
-    arguments = [argument.replace("RUN", str(finished_run)) for argument in arguments]
+    for name, run in runs.items():
+        arguments = [re.sub(rf"\b{name}$", str(run), argument) for argument in arguments]
     if command == "gpt2x-train" and not any(a.startswith("resume=") for a in arguments):
-        arguments += SMALL[command]
+        small = SMALL[command] + ["data.val_fraction=0.01"] * ("task=" not in line)
+        if "init=run" in arguments:  # the shape is the run's
+            small = [setting for setting in small if not setting.startswith("model.")]
+        arguments += small
         if "--help" not in arguments:
+            arguments = [a for a in arguments if not a.startswith("trainer.max_steps=")]
             steps = ["trainer.max_epochs=null"] if "experiment=verdict_124m" in arguments else []
             arguments += [*steps, "trainer.max_steps=2"]
     elif command == "gpt2x-train":
@@ -67,7 +86,19 @@ def test_a_command_of_the_readme(line, finished_run, tmp_path, monkeypatch, caps
         arguments += SMALL[command]
     assert getattr(commands, command.removeprefix("gpt2x-"))(arguments) == 0
     output = capsys.readouterr().out
-    if "output=texts.jsonl" in arguments:
+    if "output=predictions.csv" in arguments:
+        assert (tmp_path / "predictions.csv").read_text().startswith("text,label,predicted,confidence,probability ham,")
+    elif "CLASSIFIER" in line and command == "gpt2x-generate":
+        assert re.fullmatch(r"(spam|ham) [\d.]+ %, (spam|ham) [\d.]+ %\n", output)
+    elif "evaluation=classification" in arguments:
+        assert "TF-IDF + logistic regression" in output
+    elif "evaluation=rouge" in arguments:
+        assert "ROUGE-L" in output
+    elif command == "gpt2x-export":
+        assert output.startswith("wrote ")
+    elif "ANSWERING" in line:
+        assert "###" not in output
+    elif "output=texts.jsonl" in arguments:
         assert len((tmp_path / "texts.jsonl").read_text().splitlines()) == 2
     elif "format=jsonl" in arguments:
         assert len(json.loads(output)["logprobs"]) == 5

@@ -39,7 +39,7 @@ class Example:
 
 
 class ExampleData:
-    """Batches of the examples of each split.
+    """Batches of the examples of each split; `title` is what they are called in the log.
 
     Each epoch is a new random order. It is cut into pools of fifty batches, each pool is sorted by length and cut into
     batches, and these come in random order again. Evaluation takes the rows of a split in the order of their lengths.
@@ -55,16 +55,17 @@ class ExampleData:
         seed: int,
         name: str,
         drop_last: bool,
-        unit: str = "rows",
+        title: str = "",
     ):
         self.splits, self.batch_size, self.eval_batch_size = splits, batch_size, eval_batch_size
-        self.drop_last, self.shuffle, self.seed, self.name, self.unit = drop_last, shuffle, seed, name, unit
+        self.drop_last, self.shuffle, self.seed, self.name = drop_last, shuffle, seed, name
+        self.title = title or f"{name}: {' + '.join(f'{len(e):,} {split}' for split, e in splits.items() if len(e))} rows"
         n = len(splits["train"])
         if n == 0:
-            raise UserError(f"data={name}: the training split has no {unit}")
+            raise UserError(f"data={name}: the training split has no rows")
         if drop_last and n < batch_size:
             raise UserError(
-                f"data={name}: an epoch has {n} {unit}, less than data.batch_size={batch_size}, and data.drop_last=true "
+                f"data={name}: an epoch has {n} rows, less than data.batch_size={batch_size}, and data.drop_last=true "
                 "drops smaller batches\n  Use a smaller batch or data.drop_last=false."
             )
         self._lengths = {split: np.array([len(e.tokens) for e in examples]) for split, examples in splits.items()}
@@ -78,7 +79,7 @@ class ExampleData:
 
     @property
     def batch_shape(self) -> str:
-        return f"{self.batch_size} {self.unit}"
+        return f"{self.batch_size} rows"
 
     @property
     def fingerprint(self) -> str:
@@ -96,7 +97,7 @@ class ExampleData:
         """Micro-batch number `index` of the endless row of reshuffled epochs."""
         epoch, place = divmod(index, self.batches_per_epoch)
         rows = self._epoch(epoch)[place]
-        return self._batch("train", rows, f"epoch {epoch}, {self.unit} {rows.tolist()} of the training split")
+        return self._batch("train", rows, f"epoch {epoch}, rows {rows.tolist()} of the training split")
 
     def _order(self, epoch: int) -> list[np.ndarray]:
         """The rows of each batch of an epoch."""
@@ -127,9 +128,8 @@ class ExampleData:
             yield self._batch(split, rows[i : i + self.eval_batch_size], split)
 
     def __str__(self) -> str:
-        parts = [f"{len(examples):,} {split}" for split, examples in self.splits.items() if len(examples)]
         lengths = np.concatenate([lengths for lengths in self._lengths.values() if len(lengths)])
-        return f"{self.name}: {' + '.join(parts)} {self.unit} of {lengths.min()} to {lengths.max()} tokens"
+        return f"{self.title}, of {lengths.min()} to {lengths.max()} tokens"
 
     def _batch(self, split: str, rows: np.ndarray, description: str) -> Batch:
         examples = [self.splits[split][row] for row in rows]

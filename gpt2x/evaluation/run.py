@@ -114,9 +114,8 @@ def _asked(config: EvaluateConfig, run: LoadedRun, device: Device, autocast: Cal
                 raise KeyboardInterrupt
             return [(completion.text, completion.finish) for completion in made]
 
-        # The prompt leaves room for its answer: what would slide out of the context is cut from the input's end.
-        room = run.model.context_length - config.evaluation.max_new_tokens
-        return (answer, functools.partial(task.prompt, max_tokens=max(1, room))), {}
+        room = {"context_length": run.model.context_length, "max_new_tokens": config.evaluation.max_new_tokens}
+        return (answer, functools.partial(task.prompt_with_room, **room)), {}
 
     def reference() -> GPT:
         return load_run(config.checkpoint, str(run.checkpoint.step)).model.to(device.torch_device)

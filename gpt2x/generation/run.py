@@ -104,16 +104,9 @@ def write_texts(config: GenerateConfig, *, instructions: bool) -> None:
 
 
 def ask(run: LoadedRun, instruction: str, input: str, sampling: SamplingConfig, id: str | int = 1) -> str:
-    """The prompt that the run's template makes of an instruction.
-
-    It leaves room for an answer of max_new_tokens, or half the context if that is less: where it would not, the input's
-    end is cut, which is told. An instruction too long for that may fill the context; a longer one is a UserError.
-    """
-    context = run.model.context_length
-    try:
-        prompt = run.task.prompt(instruction, input, max_tokens=context - min(sampling.max_new_tokens, context // 2))
-    except UserError:
-        prompt = run.task.prompt(instruction, input, max_tokens=context)
+    """The prompt that the run's template makes of an instruction; where its input must be cut, that is told."""
+    context, room = run.model.context_length, sampling.max_new_tokens
+    prompt = run.task.prompt_with_room(instruction, input, context_length=context, max_new_tokens=room)
     if prompt != run.task.prompt(instruction, input):
         log.warning("prompt %s: the input is too long for the model's context of %d tokens, and its end is cut", id, context)
     return prompt

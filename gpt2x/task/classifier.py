@@ -55,7 +55,7 @@ class Classification(Task):
             ]
         if cut:
             log.info("cut      %s rows are longer than %d tokens and lose their ends", f"{cut:,}", self.room(context_length))
-        return ExampleData(splits, seed=seed, name=corpus.name, **corpus.batching)
+        return ExampleData(splits, seed=seed, name=corpus.name, title=str(corpus), **corpus.batching)
 
     def model(self, gpt: GPT, generator: torch.Generator | None = None) -> Classifier:
         return Classifier(gpt, n_classes=len(self.labels), pooling=self.pooling, generator=generator)

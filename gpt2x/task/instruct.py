@@ -57,7 +57,7 @@ class InstructionTuning(LanguageModeling):
             raise UserError(f"data={corpus.name}: nothing is left to train on\n  {longest}: use a longer one.")
         if self.packing:
             splits["train"] = pack(splits["train"], context_length)
-        return ExampleData(splits, seed=seed, name=corpus.name, **corpus.batching)
+        return ExampleData(splits, seed=seed, name=corpus.name, title=str(corpus), **corpus.batching)
 
     def examples(self, records: Sequence[Record], context_length: int, split: str) -> list[Example]:
         """One example a record, in their order, each of at most `context_length` tokens; what that costs is logged."""
@@ -85,6 +85,15 @@ class InstructionTuning(LanguageModeling):
             length = len(self.tokenizer.encode(self.template.render(instruction, input)))
             raise UserError(f"the prompt has {length:,} tokens, which cannot be cut to {max_tokens:,}: shorten the instruction")
         return prompt
+
+    def prompt_with_room(self, instruction: str, input: str, *, context_length: int, max_new_tokens: int) -> str:
+        """The prompt that leaves room in the context for an answer of `max_new_tokens`, or for half the context if that is
+        less: where it would not, the input's end is cut. An instruction too long for that may fill the context; a longer
+        one is a UserError."""
+        try:
+            return self.prompt(instruction, input, max_tokens=context_length - min(max_new_tokens, context_length // 2))
+        except UserError:
+            return self.prompt(instruction, input, max_tokens=context_length)
 
     def examples_to_show(self, corpus: InstructionCorpus) -> list[dict[str, str]]:
         """The first `answers` validation records."""

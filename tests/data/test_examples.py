@@ -125,8 +125,8 @@ def test_without_shuffling_the_rows_come_in_their_order_in_every_epoch():
 
 
 def test_a_batch_says_where_it_comes_from():
-    batch = data(next_tokens([2, 2, 2]), batch_size=2, shuffle=False, unit="examples").train_batch(3)
-    assert batch.description == "epoch 1, examples [2] of the training split"
+    batch = data(next_tokens([2, 2, 2]), batch_size=2, shuffle=False).train_batch(3)
+    assert batch.description == "epoch 1, rows [2] of the training split"
     assert (batch.split, batch.rows.tolist()) == ("train", [2])
 
 
@@ -217,9 +217,10 @@ def test_a_maximum_takes_as_many_rows_from_all_over_the_split(lengths, maximum):
 
 
 def test_it_says_what_it_holds():
-    held = data(next_tokens([5] * 1200), next_tokens([2, 9]), unit="examples")
-    assert str(held) == "mine: 1,200 train + 2 val examples of 2 to 9 tokens"
-    assert held.batch_shape == "4 examples"
+    held = data(next_tokens([5] * 1200), next_tokens([2, 9]))
+    assert str(held) == "mine: 1,200 train + 2 val rows, of 2 to 9 tokens"
+    assert held.batch_shape == "4 rows"
+    assert str(data(next_tokens([3]), title="a table of mine")) == "a table of mine, of 3 to 3 tokens"
     with pytest.raises(UserError, match="data=mine: the training split has no rows"):
         data([])
 
