@@ -181,7 +181,11 @@ def test_a_mapping_is_given_as_yaml(value, expected):
     assert train(f"sampling.logit_bias={value}").sampling.logit_bias == expected
 
 
-@given(st.dictionaries(st.text(st.characters(exclude_categories=["Cs"], max_codepoint=0xFFFF)), st.floats(-9, 9), max_size=3))
+CHARACTERS = st.characters(exclude_categories=["Cs"], max_codepoint=0xFFFF)  # in JSON 6 characters each at most,
+TEXTS = st.text(CHARACTERS, max_size=150)  # and 1,024 are the most that YAML takes for a key
+
+
+@given(st.dictionaries(TEXTS, st.floats(-9, 9), max_size=3))
 @settings(deadline=None, max_examples=30)
 def test_a_mapping_may_hold_any_text(mapping):
     assert train(f"sampling.logit_bias={json.dumps(mapping)}").sampling.logit_bias == mapping

@@ -39,10 +39,10 @@ def train(environment, tmp_path):
 
 
 def numbers(rows: list[dict]) -> list[dict]:
-    """Rows of metrics without what depends on the clock; wandb's rows are brought into the same form."""
+    """Rows of metrics without what depends on the clock, and no texts or pictures; wandb's are brought into this form."""
     kept = []
     for row in rows:
-        row = {k: v for k, v in row.items() if k[0] != "_" and "sample" not in k}
+        row = {k: v for k, v in row.items() if k[0] != "_" and "sample" not in k and not k.startswith("plots/")}
         row["step"] = row.pop("trainer/step", row.get("step"))
         kept.append({k: v for k, v in row.items() if k not in ("seconds", "tokens_per_s")})
     return [row for row in kept if len(row) > 1]
@@ -62,9 +62,11 @@ def test_an_offline_run_holds_every_row_and_the_resolved_configuration(train, en
     records = inspect(folder, environment)
     history = [record["history"]["item"] for record in records if record["type"] == "history"]
     assert numbers(history) == numbers(read_metrics(run))
+    (picture,) = (row["plots/loss.path"] for row in history if "plots/loss.path" in row)
+    assert (folder / "files" / picture).read_bytes() == (run / "plots" / "loss.png").read_bytes()
     (about,) = (record["run"] for record in records if record["type"] == "run")
     assert "optimizer.lr=0.002" in about["notes"]
-    assert about["job_type"] == "train"
+    assert about["job_type"] == "lm"
     summary = subprocess.run(
         [sys.executable, "-m", "wandb", "leet", "inspect", "--summary", "--json", str(next(folder.glob("*.wandb")))],
         env=environment, capture_output=True, text=True, check=True,
@@ -79,6 +81,8 @@ def test_an_online_run_reaches_the_server_whole(train, wandb_server):
     assert "offline" not in output
     arrived = wandb_server.only_run()
     assert numbers(arrived["history"]) == numbers(read_metrics(run))
+    (picture,) = (row["plots/loss"] for row in arrived["history"] if "plots/loss" in row)
+    assert picture["size"] == (run / "plots" / "loss.png").stat().st_size
     config = wandb_server.config_of(arrived)
     assert config["optimizer"]["lr"] == 0.002
     assert config["trainer"]["max_steps"] == 20
