@@ -212,10 +212,11 @@ class _Checker:
         close = self.nearest(key)
         problem = f"no such setting; did you mean {' or '.join(close)}?" if close else "no such setting"
         *parent, leaf = key.split(".")
-        others = [cls for cls in GROUPS.get(parent[0], ()) if cls is not schema and leaf in types_of(cls)] if parent else []
-        if others and not close:
-            owners = ", ".join(cls.__name__.removesuffix("Config") for cls in others)
-            problem = f"{schema.__name__.removesuffix('Config')} has no such setting, {owners} has"
+        group = parent[0] if parent and parent[0] in self.root else ""
+        others = [cls for cls in GROUPS.get(group, ()) if cls is not schema and leaf in types_of(cls)]
+        if others and (not close or leaf not in [name.rpartition(".")[2] for name in close] or group not in close[0]):
+            owners = " or ".join(f"{group}={choice}" for choice in _choices(group, others))
+            problem = f"this choice of {group} has no such setting; {owners} has"
         if key in self.known:  # a dot inside a YAML key
             problem = f"in a file, write it nested: {parent[0]}: {{{leaf}: ...}}"
         self.problem(key, value, problem, self.beside(key))
@@ -225,7 +226,8 @@ class _Checker:
         parent = key.rpartition(".")[0]
         names = [k[len(parent) + 1 :] for k in self.known if k.startswith(parent + ".")] if parent else self.root
         where = f"settings of {parent}" if parent else "at the top level"
-        return f"{where}: {', '.join(name for name in names if name != '_target_')}" if names else ""
+        names = [name for name in names if name != "_target_"]
+        return f"{where}: {', '.join(names)}" if names else ""
 
     def nearest(self, key: str) -> list[str]:
         """Known names that `key` may have been meant for, the likeliest kind only."""
@@ -238,6 +240,15 @@ class _Checker:
             or similar(key, leaves, 0.8)
             or [k for k in leaves if [leaves[k]] == similar(leaf, leaves.values(), 0.75)][:3]
         )
+
+
+def _choices(group: str, classes: list[type]) -> list[str]:
+    """The files of a group that describe one of `classes`."""
+    from gpt2x.config.compose import CONFIG_DIR  # which needs this module
+
+    targets = tuple(f"_target_: {cls._target_}\n" for cls in classes)
+    files = sorted((CONFIG_DIR / group).glob("*.yaml"))
+    return [path.stem for path in files if any(target in path.read_text(encoding="utf-8") for target in targets)]
 
 
 def similar(word: str, names: Iterable[str], cutoff: float = 0.6) -> list[str]:

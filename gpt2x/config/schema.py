@@ -134,11 +134,14 @@ class TrainConfig:
         if kind != wanted:
             others = {"text": "task=lm", "table": "task=classifier", "instructions": "task=instruct"}
             problem = f"this is {KINDS[kind]}, and the task needs {KINDS[wanted]}"
-            raise ConfigError("data.name", self.data.name, problem, f"use {others[kind]}, or {_such_as(wanted)}")
+            raise ConfigError("data", self.data.name, problem, f"use {others[kind]}, or {_such_as(wanted)}")
         tied = self.model.tied_head and wanted != "table"
         if isinstance(self.finetune, HeadConfig) and tied:
             problem = "the model's head is its token embedding, below all blocks, and cannot be trained alone"
             raise ConfigError("finetune", "head", problem, "use finetune=last_block, or model.tied_head=false")
+        if isinstance(self.finetune, LoRAConfig) and self.finetune.rank > self.model.n_embd:
+            problem = f"the model is model.n_embd={self.model.n_embd} wide: a larger rank adds nothing but parameters"
+            raise ConfigError("finetune.rank", self.finetune.rank, problem, "ranks of 4 to 64 are usual")
         if isinstance(self.finetune, LastBlockConfig) and self.finetune.blocks > self.model.n_layer:
             problem = f"the model has model.n_layer={self.model.n_layer} blocks"
             raise ConfigError("finetune.blocks", self.finetune.blocks, problem, f"use at most {self.model.n_layer}")
@@ -225,7 +228,10 @@ class GenerateConfig(TrainedModelConfig):
         None, "for a run of task=instruct: what to do, put into the run's template; only the answer is shown", verbatim=True
     )
     input: str = option(
-        "", "what the instruction is about; where the context is too short for it, its end is cut", verbatim=True
+        "",
+        "what the instruction is about, which may be left out of a run with a single one; where the context is too short, its "
+        "end is cut",
+        verbatim=True,
     )
     prompt_file: str | None = option(
         None,
@@ -270,8 +276,6 @@ class GenerateConfig(TrainedModelConfig):
             raise ConfigError(given[1], sources[given[1]], problem)
         if self.instruction is not None and not self.instruction.strip():
             raise ConfigError("instruction", self.instruction, "expected words")
-        if self.input and self.instruction is None:
-            raise ConfigError("input", self.input, "is what an instruction is about, and none is given", "add instruction=...")
         if None not in (self.output, self.prompt_file) and os.path.realpath(self.output) == os.path.realpath(self.prompt_file):
             raise ConfigError("output", self.output, "this is prompt_file, which it would replace", "name another file")
         if self.generation.prefill_chunk is not None and not self.generation.cache:
@@ -312,12 +316,21 @@ class GenerateConfig(TrainedModelConfig):
                 raise ConfigError("format", "csv", f"is for a classifier; checkpoint={self.checkpoint} is {made}", remedy)
         if kind == "text":
             self._refuse({"instruction": None, "input": ""}, "instructions", "a language model", "use prompt=...")
-        if kind == "instructions" and all(value is None for value in self._sources().values()):
+        unasked = all(value is None for value in self._sources().values())
+        if kind == "instructions" and self.input and self.instruction is None:
+            if not unasked or self.constant_instruction() is None:
+                problem = "is what an instruction is about, and none is given"
+                raise ConfigError("input", self.input, problem, "add instruction=...")
+        elif kind == "instructions" and unasked:
             problem = f"checkpoint={self.checkpoint} is tuned to instructions, and none is given"
             remedy = (
                 "add instruction=... (and input=...), prompt_file=... or interactive=true; prompt=... is continued as it is"
             )
             raise ConfigError("instruction", None, problem, remedy)
+
+    def constant_instruction(self) -> str | None:
+        """The one instruction that the run was trained with, where its data have no others."""
+        return getattr(self.trained().data, "instruction", None)
 
     def _check_classifier(self) -> None:
         if self.prompt is not None and not self.prompt.strip():

@@ -37,7 +37,7 @@ class SourceConfig:
     def check(self) -> None:
         sources = {k: getattr(self, k) for k in ("builtin", "url", "path") if getattr(self, k) is not None}
         if not sources:
-            raise ConfigError("path", None, "no text given", f"say where yours is, such as {self.example}")
+            raise ConfigError("path", None, "no file given", f"say where yours is, such as {self.example}")
         if len(sources) > 1:
             problem = f"the data have several sources ({', '.join(sources)})"
             raise ConfigError("path", self.path, problem, f"use {self.example.split()[0]} for your own files")

@@ -163,7 +163,10 @@ def _read(path: Path, fields: _Fields, drop_empty: bool) -> list[Record]:
     unit, objects = _objects(path)
     if not objects:
         raise UserError(f"{shown(path)}: the list holds no record")
-    if fields.input is not None and not any(isinstance(o, dict) and fields.input in o for _, o in objects):
+    others = [name for name in (fields.instruction if fields.constant is None else None, fields.output) if name is not None]
+    first = objects[0][1]
+    alike = isinstance(first, dict) and all(name in first for name in others)  # else that is what is wrong
+    if alike and fields.input is not None and not any(isinstance(o, dict) and fields.input in o for _, o in objects):
         raise UserError(
             f"{shown(path)}: no record has the field {fields.input!r} (data.input_field)\n"
             f"  {_having(objects[0][1])}Use data.input_field=null where there are no inputs."

@@ -287,7 +287,8 @@ def refuse(path: Path | str, faults: dict[str, list[str]]) -> None:
     """Raise UserError if there are faults."""
     if not faults:
         return
-    lines = [f"{path}: {sum(map(len, faults.values()))} faults; mend the rows, or take them out of the file"]
+    n = sum(map(len, faults.values()))
+    lines = [f"{path}: {n:,} {'fault' if n == 1 else 'faults'}; mend the rows, or take them out of the file"]
     for fault, where in faults.items():
         more = f", and {len(where) - _SHOWN:,} more" if len(where) > _SHOWN else ""
         lines.append(f"  {len(where):,} {fault}: {', '.join(where[:_SHOWN])}{more}")

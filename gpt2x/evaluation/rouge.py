@@ -226,8 +226,10 @@ def _mean_words(texts: Sequence[str]) -> float:
 def _verdict(systems: dict[str, Any]) -> str:
     """Who is ahead, said outright."""
     means = {name: measured["rougeL"]["value"] for name, measured in systems.items()}
+    model = means.pop("model")
     best = max(means, key=means.get)
-    rest = max(value for name, value in means.items() if name != best)
-    if means[best] == rest:
-        return "No one is ahead in ROUGE-L."
-    return f"Ahead in ROUGE-L: {best}, by {means[best] - rest:.4f}."
+    if model == means[best]:
+        return f"The model and {best} are level in ROUGE-L."
+    if model > means[best]:
+        return f"The model is ahead of {best} in ROUGE-L by {model - means[best]:.4f}."
+    return f"{best} is ahead of the model in ROUGE-L by {means[best] - model:.4f}."

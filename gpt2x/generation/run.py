@@ -58,8 +58,8 @@ def write_texts(config: GenerateConfig, *, instructions: bool) -> None:
     prompts = []
     if config.prompt_file is not None:
         prompts = read_prompts(config.prompt_file, instructions=instructions)
-    elif config.instruction is not None:
-        prompts = [Prompt("", instruction=config.instruction, input=config.input)]
+    elif config.instruction is not None or config.input:
+        prompts = [Prompt("", instruction=config.instruction or config.constant_instruction(), input=config.input)]
     elif not config.interactive:
         prompts = [Prompt("\n" if config.prompt is None else config.prompt)]
     run, computing = load(config)

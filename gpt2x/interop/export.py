@@ -6,17 +6,32 @@ from pathlib import Path
 
 from gpt2x.config.option import ConfigError
 from gpt2x.config.schema import ExportConfig
+from gpt2x.errors import UserError
 from gpt2x.files import shown
 from gpt2x.interop.gguf import write_gguf
 from gpt2x.interop.peft import write_adapter
 from gpt2x.model.classifier import Classifier
 from gpt2x.model.lora import adapted_layers
-from gpt2x.training.load import load_run
+from gpt2x.training.load import LoadedRun, load_run
 
 
 def export(config: ExportConfig) -> None:
     """Write `config.output`. Raises UserError for what the user can mend."""
+    output = Path(config.output)
+    if config.format == "gguf" and output.is_dir():
+        raise ConfigError("output", config.output, "this is a folder", "name a file in it")
+    if config.format == "peft" and output.exists() and not output.is_dir():
+        raise ConfigError("output", config.output, "this is a file", "name a folder")
     run = load_run(config.checkpoint, config.which, merged=config.format != "peft")
+    try:
+        _write(config, run)
+    except OSError as error:
+        raise UserError(f"output={config.output}: cannot be written ({error.strerror or error})") from error
+    size = sum(path.stat().st_size for path in ([output] if output.is_file() else output.iterdir()))
+    print(f"wrote {shown(output)} ({size / 1e6:.1f} MB): {run.model}")
+
+
+def _write(config: ExportConfig, run: LoadedRun) -> None:
     if config.format == "gguf":
         if isinstance(run.model, Classifier):
             problem = "llama.cpp's GPT-2 has no classifier's head"
@@ -32,9 +47,3 @@ def export(config: ExportConfig) -> None:
             )
             raise ConfigError("format", "peft", problem)
         write_adapter(run.model, config.output, base_name=config.base)
-    size = sum(path.stat().st_size for path in _files(Path(config.output)))
-    print(f"wrote {shown(Path(config.output))} ({size / 1e6:.1f} MB): {run.model}")
-
-
-def _files(path: Path) -> list[Path]:
-    return [path] if path.is_file() else list(path.iterdir())

@@ -73,6 +73,13 @@ class InstructionTuning(LanguageModeling):
                 "length   of %s %s examples %s were cut (task.too_long=%s) and %s dropped to fit model.context_length=%d",
                 *(f"{total:,}", split, f"{cut:,}", self.too_long, f"{total - len(made):,}", context_length),
             )
+        if len(made) < total / 2:
+            log.warning(
+                "most of the %s examples do not fit model.context_length=%d: use a model with a longer one, a shorter template "
+                "(task.template=phi3), or task.too_long=cut_input",
+                split,
+                context_length,
+            )
         return made
 
     def prompt(self, instruction: str, input: str = "", *, max_tokens: int | None = None) -> str:

@@ -5,10 +5,14 @@ from __future__ import annotations
 import torch
 
 from gpt2x.config.option import ConfigError
-from gpt2x.errors import UserError
 from gpt2x.model.classifier import parts
 from gpt2x.model.gpt import GPT
 from gpt2x.tokenizer.base import Tokenizer
+
+_REMEDY = (
+    "leave out model= and model.n_...=: with init=run the shape is the run's own (the context may be shorter; for a longer "
+    "one train the base with it)"
+)
 
 
 def scratch(gpt: GPT, tokenizer: Tokenizer) -> None:
@@ -19,17 +23,15 @@ def scratch(gpt: GPT, tokenizer: Tokenizer) -> None:
 def from_run(gpt: GPT, tokenizer: Tokenizer, *, path: str, which: str) -> None:
     """The weights of an earlier run's model, whatever its task; a head of its own is left behind if this model has none.
 
-    The context may be shorter than the run's: the positions beyond it are left out. Raises UserError if the run has
+    The context may be shorter than the run's: the positions beyond it are left out. Raises ConfigError if the run has
     another tokenizer, or a model of another shape.
     """
     from gpt2x.training.load import load_run  # which in turn builds a run's model anew, where it is an adapter's base
 
     run = load_run(path, which)
     if run.tokenizer.fingerprint != tokenizer.fingerprint:
-        raise UserError(
-            f"init.path={path}: that run's tokens ({run.tokenizer.kind}) are not this one's ({tokenizer.kind})\n"
-            "  leave out tokenizer=: with init=run the tokenizer is the run's own"
-        )
+        problem = f"that run's tokens ({run.tokenizer.kind}) are not this one's ({tokenizer.kind})"
+        raise ConfigError("init.path", path, problem, "leave out tokenizer=: with init=run the tokenizer is the run's own")
     source = parts(run.model)[0]
     weights = dict(source.named_parameters())
     weights.setdefault("lm_head.weight", weights["wte.weight"])  # a tied head becomes one of its own
@@ -38,6 +40,6 @@ def from_run(gpt: GPT, tokenizer: Tokenizer, *, path: str, which: str) -> None:
     alike = all(name in weights and weights[name].shape == parameter.shape for name, parameter in mine.items())
     if not alike or (len(source.h), source.n_head) != (len(gpt.h), gpt.n_head):
         problem = f"its model has {source}, this one {gpt}"
-        raise ConfigError("init.path", path, problem, "leave out model=: with init=run the model's shape is the run's own")
+        raise ConfigError("init.path", path, problem, _REMEDY)
     for name, parameter in mine.items():
         parameter.copy_(weights[name])

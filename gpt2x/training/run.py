@@ -32,7 +32,7 @@ from gpt2x.tokenizer import base as tokenizers
 from gpt2x.tracking.console import Progress, clock, size
 from gpt2x.tracking.tracker import RunFiles, Tracker, Trackers
 from gpt2x.training.checkpoint import Checkpoint, Checkpoints
-from gpt2x.training.config import RunInitConfig
+from gpt2x.training.config import RunInitConfig, ScratchConfig
 from gpt2x.training.finetune import table
 from gpt2x.training.frozen import FrozenStates, frozen_states
 from gpt2x.training.load import new_model
@@ -106,6 +106,8 @@ def train(config: TrainConfig, run_dir: Path, *, overrides: list[str] | None = N
         log.info("model    %s", model)
         if not all(parameter.requires_grad for parameter in model.parameters()):
             log.info("%s", table(model))
+            if isinstance(config.init, ScratchConfig):
+                log.warning("what is frozen are random weights: init=run init.path=RUN begins with trained ones")
         with _tracking(config, folder, checkpoint, sweep) as tracker:
             trainer = Trainer(
                 model=model,
@@ -265,6 +267,8 @@ def _conclude(config: TrainConfig, run_dir: Path, state: TrainState, peak_memory
     best = f", best val/loss {state.best:.4f} at step {state.best_step:,}" if state.best is not None else ""
     what = "finished" if state.finished else "stopped and saved" if state.step else "stopped, with nothing to save yet,"
     log.info("%s at step %s in %s%s, peak memory %s", what, f"{state.step:,}", clock(state.seconds), best, size(peak_memory))
+    if "test/loss" in state.metrics and config.trainer.keep_best and state.best_step not in (None, state.step):
+        log.info("test     of the last step; what is used by default is the best, of step %s", f"{state.best_step:,}")
     for plot in plots:
         log.info("plot     %s", shown(plot))
     if state.finished:

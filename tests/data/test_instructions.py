@@ -266,7 +266,7 @@ def test_the_fingerprint_is_that_of_the_records_in_their_splits(tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "problem"),
     [
-        (["data=records"], r"data.path=null: no text given\n  say where yours is, such as data=records data.path=mine.jsonl"),
+        (["data=records"], r"data.path=null: no file given\n  say where yours is, such as data=records data.path=mine.jsonl"),
         (["data=instructions", "data.path=x"], r"several sources \(url, path\)\n  use data=records for your own files"),
         (["data=scitldr", "data.val_path=x"], r"data.val_path=x: data.val_url is given too\n  leave out one of them"),
         (["data=records", "data.path=x", "data.test_sha256=0"], "data.test_sha256=0: belongs to a file .* data.test_url"),
@@ -275,7 +275,7 @@ def test_the_fingerprint_is_that_of_the_records_in_their_splits(tmp_path):
         (["data=instructions", "data.val_fraction=0.95"], "data.test_fraction=0.1: with val_fraction=0.95 nothing is left"),
         (["data=instructions", "data.order=[train,test]"], r"data.order=\[train,test\]: expected train, val, test, each once"),
         (["data=instructions", "data.instruction=' '"], "data.instruction=.*: expected words"),
-        (["data=instructions", "data.stride=3"], "data.stride=3: Instructions has no such setting, Text has"),
+        (["data=instructions", "data.stride=3"], "data.stride=3: this choice of data has no such setting; data=shakespeare or"),
     ],
 )  # fmt: skip
 def test_settings_that_cannot_be_used_are_refused(overrides, problem):

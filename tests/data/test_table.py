@@ -396,7 +396,7 @@ def test_a_file_that_cannot_be_read_is_told(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"path": None}, "path=null: no text given\n  say where yours is, such as data=table data.path=messages.csv"),
+        ({"path": None}, "path=null: no file given\n  say where yours is, such as data=table data.path=messages.csv"),
         ({"builtin": "x.csv"}, r"several sources \(builtin, path\)\n  use data=table for your own files"),
         ({"path": "notes.txt"}, r"format=null: the name notes.txt does not tell it\n  one of csv, tsv, parquet, jsonl"),
         ({"path": "x.jsonl", "quoting": "none"}, "quoting=none: is for csv and tsv; this is jsonl"),

@@ -455,7 +455,7 @@ def test_a_text_too_short_for_the_context_is_refused_by_name(tmp_path):
 
 
 def test_exactly_one_source_is_wanted():
-    with pytest.raises(ConfigError, match="no text given"):
+    with pytest.raises(ConfigError, match="no file given"):
         TextConfig().check()
     with pytest.raises(ConfigError, match=r"several sources \(url, path\)"):
         TextConfig(url="http://127.0.0.1/x", path=__file__).check()

@@ -93,7 +93,7 @@ def test_a_report_worked_out_by_hand():
     text = describe(got)
     assert [line.split()[0] for line in text.splitlines()[1:5]] == ["model", "lead-1", "lead-3", "references"]
     assert "33.3% of the answers are empty, 33.3% were cut off" in text
-    assert "Ahead in ROUGE-L: lead-1, by 0.3148." in text
+    assert "lead-1 is ahead of the model in ROUGE-L by 0.6667." in text
     assert "1.3 references an example: the best one counts" in text
     json.dumps(got, allow_nan=False)
 
@@ -125,7 +125,7 @@ def test_without_sources_there_are_no_leads():
 
 
 def test_equal_systems_are_called_equal():
-    assert "No one is ahead" in describe(make(["Red fox."], [("Red fox.",)], ["Red fox."]))
+    assert "The model and lead-1 are level" in describe(make(["Red fox."], [("Red fox.",)], ["Red fox."]))
 
 
 def test_what_rouge_cannot_read_is_told(caplog):

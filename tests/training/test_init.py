@@ -157,13 +157,13 @@ def test_a_model_of_another_shape_is_refused_with_both(base, tmp_path, capsys, o
     for shape in (shapes, shapes | {name: int(value)}):
         expected = "{n_layer} layers, {n_head} heads, {n_embd} wide, context {context_length}".format(**shape)
         assert expected in error
-    assert "leave out model=: with init=run the model's shape is the run's own" in error
+    assert "leave out model= and model.n_...=: with init=run the shape is the run's own" in error
     assert "Traceback" not in error
 
 
 def test_other_tokens_are_refused(base, tmp_path, capsys):
     for tokenizer in ("tokenizer.vocab_size=310", "tokenizer=char"):
-        assert run(tmp_path / tokenizer.replace("=", " "), *TUNED["classifier"], *from_base(base, tokenizer)) == 1
+        assert run(tmp_path / tokenizer.replace("=", " "), *TUNED["classifier"], *from_base(base, tokenizer)) == 2
         error = capsys.readouterr().err
         assert f"init.path={base}: that run's tokens" in error
         assert "leave out tokenizer=" in error
