@@ -271,9 +271,11 @@ class Loader(ConfigLoaderImpl):
             return
         run = from_yaml(Path(path, "config.yaml"), self.schema)
         for group in ("model", "tokenizer"):
-            chosen, default = (OmegaConf.to_container(c[group], resolve=False) for c in (config, self._defaults))
+            own = self.files([f"{group}={config.hydra.runtime.choices[group]}"])  # the chosen file by itself
+            chosen, file, default = (OmegaConf.to_container(c[group], resolve=False) for c in (config, own, self._defaults))
             changed = {key.removeprefix(f"{group}.") for key in overridden if key.startswith(f"{group}.")}
-            changed |= {name for name, value in chosen.items() if value != default.get(name, NOT_GIVEN)}
+            for others in (file, default):
+                changed |= {name for name, value in chosen.items() if value != others.get(name, NOT_GIVEN)}
             taken = dataclasses.asdict(getattr(run, group))
             if "_target_" not in changed or chosen["_target_"] == taken["_target_"]:  # another kind has other settings
                 config[group] = taken | {name: chosen[name] for name in changed}

@@ -12,7 +12,7 @@ import yaml
 from conftest import TEXT
 
 from gpt2x.commands import train
-from gpt2x.config.compose import from_yaml
+from gpt2x.config.compose import compose, from_yaml
 from gpt2x.config.schema import TrainConfig
 from gpt2x.model.classifier import parts
 from gpt2x.training.checkpoint import Checkpoints
@@ -261,3 +261,10 @@ def test_a_sweep_over_first_runs_takes_each_ones_model(base, make_base, tmp_path
     for first, folder in found.items():
         assert same(gpt_weights(folder), gpt_weights(Path(first)))
         assert asdict(configuration(folder).model) == asdict(configuration(Path(first)).model)
+
+
+def test_what_an_experiment_says_of_the_model_is_kept_even_where_the_default_says_the_same(base):
+    """The run has a dropout of 0.1, as the file of model=gpt2; the recipe says 0, as the default model does."""
+    composed = compose("train", TrainConfig, ["experiment=spam_book", "init=run", f"init.path={base}"])
+    assert load_run(base).config.model.dropout == 0.1
+    assert (composed.model.dropout, composed.model.n_layer) == (0.0, 12)
