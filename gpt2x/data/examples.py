@@ -19,7 +19,7 @@ from gpt2x.data.batch import IGNORED, Batch
 from gpt2x.data.windows import mix, permute
 from gpt2x.errors import UserError
 
-_POOL = 50  # batches whose rows are sorted by length together
+_POOL = 50  # batches whose rows are sorted by length together, at most
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,10 @@ class Example:
 class ExampleData:
     """Batches of the examples of each split; `title` is what they are called in the log.
 
-    Each epoch is a new random order. It is cut into pools of fifty batches, each pool is sorted by length and cut into
-    batches, and these come in random order again. Evaluation takes the rows of a split in the order of their lengths.
+    Each epoch is a new random order. It is cut into pools of fifty batches (or a quarter of the epoch, if that is less),
+    each pool is sorted by length and cut into batches, and these come in random order again. Rows that have a class are not
+    sorted for training: where one class has longer texts than another, as spam has, batches of a single class would come out.
+    Evaluation takes the rows of a split in the order of their lengths.
     """
 
     def __init__(
@@ -107,9 +109,11 @@ class ExampleData:
         order = order[: self.batches_per_epoch * self.batch_size]
         if not self.shuffle:
             return [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
+        classes = isinstance(self.splits["train"][0].target, int)
+        size = self.batch_size * (1 if classes else max(1, min(_POOL, self.batches_per_epoch // 4)))
         batches = []
-        for i in range(0, len(order), _POOL * self.batch_size):
-            pool = order[i : i + _POOL * self.batch_size]
+        for i in range(0, len(order), size):
+            pool = order[i : i + size]
             pool = pool[np.argsort(lengths[pool], kind="stable")]
             batches += [pool[j : j + self.batch_size] for j in range(0, len(pool), self.batch_size)]
         return [batches[i] for i in permute(np.arange(len(batches)), len(batches), mix(key))]
