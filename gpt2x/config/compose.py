@@ -270,7 +270,7 @@ class Loader(ConfigLoaderImpl):
         if not isinstance(path, str) or not Path(path, "config.yaml").is_file():
             return
         run = from_yaml(Path(path, "config.yaml"), self.schema)
-        for group in ("model", "tokenizer"):
+        for group in {"model", "tokenizer"} - overridden:  # one that is chosen outright stays, and is refused if it is another
             own = self.files([f"{group}={config.hydra.runtime.choices[group]}"])  # the chosen file by itself
             chosen, file, default = (OmegaConf.to_container(c[group], resolve=False) for c in (config, own, self._defaults))
             changed = {key.removeprefix(f"{group}.") for key in overridden if key.startswith(f"{group}.")}

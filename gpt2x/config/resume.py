@@ -18,7 +18,7 @@ CHANGEABLE = (
     "logger.*",
     "paths.*",
     "device.threads",
-    "init.path",  # where the run it began with is now
+    "init.*",  # where the run it began with is now
     "trainer.keep_*",
     "trainer.log_*",
     "trainer.patience",

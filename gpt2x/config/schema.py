@@ -129,6 +129,14 @@ class TrainConfig:
             problem = f"must be a multiple of {every}, the steps between checkpoints"
             raise ConfigError("trainer.keep_every", trainer.keep_every, problem)
 
+    def check_available(self) -> None:
+        """The run to begin with must be there, but for a resumed run that has all its weights in its own checkpoints."""
+        needed = isinstance(self.init, RunInitConfig) and (self.resume is None or isinstance(self.finetune, LoRAConfig))
+        if needed and not os.path.isfile(os.path.join(self.init.path, "config.yaml")):
+            problem = "not the folder of a run (it has no config.yaml)"
+            remedy = "runs lie under outputs/runs" if self.resume is None else "give it where it is now: init.path=..."
+            raise ConfigError("init.path", self.init.path, problem, remedy)
+
     def _check_task(self) -> None:
         kind, wanted = self.data.kind, self.task.data_kind
         if kind != wanted:

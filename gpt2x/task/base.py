@@ -44,7 +44,7 @@ class Task(ABC):
         """The metrics over all `batches`, "loss" among them; None if `stop` said so. They do not depend on how the rows
         were grouped into batches."""
 
-    def examples_to_show(self, corpus: Any) -> list[dict[str, str]]:
-        """What the model is asked at each evaluation, to be looked at: {"prompt": ...}, and with a known answer also
-        {"question": what to show in the prompt's place, "reference": the answer}."""
+    def examples_to_show(self) -> list[dict[str, str]]:
+        """What the model is asked at each evaluation, to be looked at, once the batches are made: {"prompt": ...}, and with
+        a known answer also {"question": what to show in the prompt's place, "reference": the answer}."""
         return []

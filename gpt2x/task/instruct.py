@@ -6,6 +6,7 @@ predicted after each) go to gpt2x/data/examples.py, which makes batches of them.
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Sequence
 from typing import Any
@@ -48,6 +49,7 @@ class InstructionTuning(LanguageModeling):
             self.template = load_template(template)
             self.about["template"] = self.template.source
         self.mask_prompt, self.too_long, self.packing, self.answers = mask_prompt, too_long, packing, answers
+        self.shown: list[Record] = []
 
     def batches(self, corpus: InstructionCorpus, *, context_length: int, seed: int) -> ExampleData:
         """Batches of all splits; those of training may be packed. `seed` fixes their order."""
@@ -55,6 +57,8 @@ class InstructionTuning(LanguageModeling):
         if not splits["train"]:
             longest = f"No response fits behind its prompt in model.context_length={context_length}"
             raise UserError(f"data={corpus.name}: nothing is left to train on\n  {longest}: use a longer one.")
+        fitting = (r for r in corpus.splits["val"] if self._example(r, context_length)[0] is not None)
+        self.shown = list(itertools.islice(fitting, self.answers))
         if self.packing:
             splits["train"] = pack(splits["train"], context_length)
         return ExampleData(splits, seed=seed, name=corpus.name, title=str(corpus), **corpus.batching)
@@ -102,15 +106,15 @@ class InstructionTuning(LanguageModeling):
         except UserError:
             return self.prompt(instruction, input, max_tokens=context_length)
 
-    def examples_to_show(self, corpus: InstructionCorpus) -> list[dict[str, str]]:
-        """The first `answers` validation records."""
+    def examples_to_show(self) -> list[dict[str, str]]:
+        """The first `answers` validation records that fit the context."""
         return [
             {
                 "prompt": self.template.render(record.instruction, record.input),
                 "question": " ".join(filter(None, (record.instruction, record.input))),
                 "reference": record.outputs[0],
             }
-            for record in corpus.splits["val"][: self.answers]
+            for record in self.shown
         ]
 
     def _example(self, record: Record, context_length: int) -> tuple[Example | None, bool]:

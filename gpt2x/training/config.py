@@ -171,11 +171,6 @@ class RunInitConfig:
         if self.which not in ("best", "last") and not self.which.isdecimal():
             raise ConfigError("which", self.which, "expected best, last, or a step's number")
 
-    def check_available(self) -> None:
-        if not os.path.isfile(os.path.join(self.path, "config.yaml")):
-            problem = "not the folder of a run (it has no config.yaml)"
-            raise ConfigError("path", self.path, problem, "runs lie under outputs/runs")
-
 
 @dataclass(kw_only=True)
 class FullConfig:

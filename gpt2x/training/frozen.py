@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import logging
+import os
 import shutil
 from pathlib import Path
 
@@ -45,10 +46,15 @@ class FrozenStates:
             self.starts[split] = np.concatenate([[total], ends])
             total = int(self.starts[split][-1])
         shape = (total, parts(model)[0].wte.embedding_dim)
-        if path is not None and path.exists() and path.stat().st_size == 4 * shape[0] * shape[1]:
+        if path is not None and path.exists() and path.stat().st_size == 4 * shape[0] * shape[1] + 32:
             self.states = torch.from_file(str(path), shared=False, size=shape[0] * shape[1]).view(shape)
-            log.info("frozen   states of %d blocks found in %s", n, path)
-            return
+            with open(path, "rb") as file:
+                file.seek(-32, os.SEEK_END)
+                expected = file.read()
+            if self._digest() == expected:
+                log.info("frozen   states of %d blocks found in %s", n, path)
+                return
+            log.warning("%s is damaged (its sha256 is another); it is computed again", path)
         if path is None:
             self.states = torch.empty(shape)
             self._compute(model, data)
@@ -56,6 +62,12 @@ class FrozenStates:
         with replacing(path) as partial:
             self.states = torch.from_file(str(partial), shared=True, size=shape[0] * shape[1]).view(shape)
             self._compute(model, data)
+            with open(partial, "ab") as file:
+                file.write(self._digest())
+
+    def _digest(self) -> bytes:
+        """The sha256 that closes the file."""
+        return hashlib.sha256(self.states.numpy()).digest()
 
     def __call__(self, batch: Batch) -> Batch:
         """The batch with what the frozen layers make of it; padding is zeros."""
@@ -70,7 +82,6 @@ class FrozenStates:
         from tqdm import tqdm
 
         gpt, _ = parts(model)
-        gpt.eval()
         with tqdm(total=len(self.states), unit="tok", unit_scale=True, desc="frozen layers", disable=None, delay=1) as bar:
             for split in data.splits:
                 for batch in data.eval_batches(split):

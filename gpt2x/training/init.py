@@ -30,7 +30,8 @@ def from_run(gpt: GPT, tokenizer: Tokenizer, *, path: str, which: str) -> None:
 
     run = load_run(path, which)
     if run.tokenizer.fingerprint != tokenizer.fingerprint:
-        problem = f"that run's tokens ({run.tokenizer.kind}) are not this one's ({tokenizer.kind})"
+        theirs, mine = (f"{t.kind}, {t.vocab_size:,}" for t in (run.tokenizer, tokenizer))
+        problem = f"that run's tokens ({theirs}) are not this one's ({mine})"
         raise ConfigError("init.path", path, problem, "leave out tokenizer=: with init=run the tokenizer is the run's own")
     source = parts(run.model)[0]
     weights = dict(source.named_parameters())

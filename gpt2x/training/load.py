@@ -17,7 +17,7 @@ from gpt2x.model.lora import base_hash, merge
 from gpt2x.task.base import Task
 from gpt2x.tokenizer import base as tokenizers
 from gpt2x.training.checkpoint import Checkpoint, CheckpointError, Checkpoints
-from gpt2x.training.config import RunInitConfig
+from gpt2x.training.config import LoRAConfig, RunInitConfig
 from gpt2x.training.streams import RandomStreams
 
 log = logging.getLogger(__name__)
@@ -59,7 +59,11 @@ def load_run(path: str | Path, which: str = "best", *, merged: bool = True) -> L
                 f"  put that run back, or correct init.path in {path / 'config.yaml'}"
             )
         model = new_model(config, tokenizer, task)
-        checkpoint.require({"base": base_hash(model)})
+        if base_hash(model) != checkpoint.state["identity"]["base"]:
+            base = f"{config.init.path}, step {config.init.which}" if isinstance(config.init, RunInitConfig) else "its seed"
+            raise CheckpointError(
+                f"{checkpoint.folder} holds an adapter alone, which belongs to other weights than those of {base}"
+            )
         parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     else:
         model = task.model(instantiate(config.model, vocab_size=tokenizer.vocab_size))
@@ -74,11 +78,16 @@ def load_run(path: str | Path, which: str = "best", *, merged: bool = True) -> L
     return LoadedRun(config, tokenizer, task, model.eval(), checkpoint)
 
 
-def new_model(config: TrainConfig, tokenizer: tokenizers.Tokenizer, task: Task) -> nn.Module:
-    """The model that a run begins with, before its first step: the same one each time."""
+def new_model(config: TrainConfig, tokenizer: tokenizers.Tokenizer, task: Task, *, loaded_next: bool = False) -> nn.Module:
+    """The model that a run begins with, before its first step: the same one each time.
+
+    With `loaded_next` a checkpoint's weights follow: then the run it began with is only read where the checkpoint holds
+    nothing but an adapter.
+    """
     streams = RandomStreams(config.seed)
     gpt = instantiate(config.model, vocab_size=tokenizer.vocab_size, generator=streams.generator("init"))
-    instantiate(config.init, gpt, tokenizer)
+    if not loaded_next or isinstance(config.finetune, LoRAConfig):
+        instantiate(config.init, gpt, tokenizer)
     model = task.model(gpt, streams.generator("head"))
     instantiate(config.finetune, model, generator=streams.generator("adapter"))
     return model

@@ -7,7 +7,6 @@ import hashlib
 import json
 import logging
 import math
-import os
 import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -68,8 +67,9 @@ def train(config: TrainConfig, run_dir: Path, *, overrides: list[str] | None = N
     mend, and SystemExit (130 or 143) after a signal, when everything is saved.
     """
     config.device.threads = config.device.threads or default_threads()  # noted, so that a resumed run uses as many
-    if isinstance(config.init, RunInitConfig):
-        config.init.path = os.path.abspath(config.init.path)  # noted for whoever looks from another folder
+    if isinstance(config.init, RunInitConfig) and config.resume is None:
+        first = Path(config.init.path).resolve()  # noted for whoever looks from another folder, or after it was trained on
+        config.init.path, config.init.which = str(first), str(Checkpoints(first / "checkpoints").select(config.init.which).step)
     with StopRequest() as stop, RunFolder(run_dir, config, overrides or []) as folder:
         log.info("run      %s", shown(run_dir))
         streams = RandomStreams(config.seed)
@@ -78,7 +78,14 @@ def train(config: TrainConfig, run_dir: Path, *, overrides: list[str] | None = N
         tokenizer = _tokenizer(config, corpus, run_dir)
         task = instantiate(config.task, tokenizer, corpus.about)
         data = task.batches(corpus, context_length=config.model.context_length, seed=streams.number("data"))
-        model = new_model(config, tokenizer, task)
+        checkpoints = Checkpoints(
+            run_dir / "checkpoints",
+            keep_last=config.trainer.keep_last,
+            keep_best=config.trainer.keep_best,
+            keep_every=config.trainer.keep_every,
+        )
+        checkpoint = checkpoints.recover() if config.resume is not None else None
+        model = new_model(config, tokenizer, task, loaded_next=checkpoint is not None)
         optimizer = instantiate(config.optimizer, model)
         steps = config.trainer.max_steps or math.ceil(
             config.trainer.max_epochs * data.batches_per_epoch / config.trainer.accumulate
@@ -86,18 +93,11 @@ def train(config: TrainConfig, run_dir: Path, *, overrides: list[str] | None = N
         schedule = instantiate(config.schedule, total_steps=steps)
         if schedule.warmup_steps > steps:
             raise UserError(f"schedule.warmup_steps={schedule.warmup_steps} is longer than the run, which has {steps} steps")
-        checkpoints = Checkpoints(
-            run_dir / "checkpoints",
-            keep_last=config.trainer.keep_last,
-            keep_best=config.trainer.keep_best,
-            keep_every=config.trainer.keep_every,
-        )
         identity = {"tokenizer": tokenizer.fingerprint, "corpus": corpus.fingerprint}
         saved = dict(model.named_parameters())
         if adapted_layers(model):  # the adapter alone: the rest is the base's, and is there already
             identity["base"] = base_hash(model)
             saved = {name: parameter for name, parameter in saved.items() if parameter.requires_grad}
-        checkpoint = checkpoints.recover() if config.resume is not None else None
         if checkpoint is not None:
             checkpoint.require(identity)
         folder.begin()
@@ -126,7 +126,7 @@ def train(config: TrainConfig, run_dir: Path, *, overrides: list[str] | None = N
                     peak_memory=device.peak_memory,
                     bar=sweep is None,  # the bars of jobs side by side would overwrite each other
                 ),
-                sample=_sampler(config, task, corpus, model, tokenizer, streams),
+                sample=_sampler(config, task, model, tokenizer, streams),
                 identity=identity,
                 max_steps=steps,
                 accumulate=config.trainer.accumulate,
@@ -226,10 +226,10 @@ def _frozen(config: TrainConfig, model: nn.Module, data: Any, device: Device, st
 
 
 def _sampler(
-    config: TrainConfig, task: Task, corpus: Any, model: nn.Module, tokenizer: tokenizers.Tokenizer, streams: RandomStreams
+    config: TrainConfig, task: Task, model: nn.Module, tokenizer: tokenizers.Tokenizer, streams: RandomStreams
 ) -> Callable[[int], list[dict[str, str]]]:
     """What continues the task's examples in a random stream of its own."""
-    asked = task.examples_to_show(corpus)
+    asked = task.examples_to_show()
     if config.task.data_kind == "text" and config.sample_prompt is not None:
         asked = [{"prompt": config.sample_prompt}]
     if not asked:

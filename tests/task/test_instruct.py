@@ -355,10 +355,17 @@ def test_what_is_shown_are_the_first_validation_records():
     records = [Record(f"Say {i}.", "it" * i, (f"{i}", "no"), i) for i in range(5)]
     first = {"prompt": "<|user|>\nSay 0.\n<|assistant|>\n", "question": "Say 0.", "reference": "0"}
     second = {"prompt": "<|user|>\nSay 1.\nit\n<|assistant|>\n", "question": "Say 1. it", "reference": "1"}
-    assert task(answers=2).examples_to_show(corpus([WORDS], records)) == [first, second]
-    assert len(task(answers=9).examples_to_show(corpus([WORDS], records))) == 5
-    assert task(answers=0).examples_to_show(corpus([WORDS], records)) == []
-    assert task(answers=3).examples_to_show(corpus([WORDS])) == []
+
+    def shown(answers: int, *val: Record) -> list[dict[str, str]]:
+        tuning = task(answers=answers)
+        tuning.batches(corpus([WORDS], list(val)), context_length=100, seed=1)
+        return tuning.examples_to_show()
+
+    assert shown(2, *records) == [first, second]
+    assert len(shown(9, *records)) == 5
+    assert shown(0, *records) == []
+    assert shown(3) == []
+    assert shown(2, Record("Say it " * 100, "", ("no",), 0), *records) == [first, second]  # what fits no context is left out
 
 
 def test_the_template_stays_as_it_was_when_the_model_was_trained(tmp_path):

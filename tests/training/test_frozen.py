@@ -36,11 +36,12 @@ def weights(run_dir: Path) -> dict[str, torch.Tensor]:
 
 
 def assert_same_run(a: Path, b: Path) -> None:
-    """Losses to 6 digits, and weights, but for the biases of keys: they add the same to all scores of a query, so their
-    gradient is the rounding error of zero, which AdamW takes for a direction."""
+    """Losses to the four digits that are printed (sums in another order, over padding of another width), and weights, but
+    for the biases of keys: they add the same to all scores of a query, so their gradient is the rounding error of zero,
+    which AdamW takes for a direction."""
     assert len(losses(a)) > 10
     for mine, other in zip(losses(a), losses(b), strict=True):
-        assert mine == pytest.approx(other, rel=1e-6, abs=1e-6)
+        assert mine == pytest.approx(other, rel=0, abs=5e-5)
     theirs = weights(b)
     for name, weight in weights(a).items():
         if name.endswith("c_attn.bias"):
@@ -140,10 +141,11 @@ def test_a_later_run_finds_the_file_and_one_with_other_weights_data_tokens_or_bl
     assert file.read_bytes() == whole  # nobody wrote to it
     assert "found in" in run("with the file")
     assert losses(tmp_path / "with the file") == losses(tmp_path / "first")
-    file.write_bytes(whole[:-4])
-    assert "found in" not in run("with a damaged file")
-    assert file.read_bytes() == whole
-    assert losses(tmp_path / "with a damaged file") == losses(tmp_path / "first")
+    for how, damaged in {"torn": whole[:-4], "changed": bytes(100) + whole[100:]}.items():
+        file.write_bytes(damaged)
+        assert "found in" not in run(how)
+        assert file.read_bytes() == whole
+        assert losses(tmp_path / how) == losses(tmp_path / "first")
 
 
 def test_a_killed_computation_leaves_nothing_that_is_taken_for_whole(fine_tuning, tmp_path, capsys):

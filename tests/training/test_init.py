@@ -14,6 +14,7 @@ from conftest import TEXT
 from gpt2x.commands import train
 from gpt2x.config.compose import compose, from_yaml
 from gpt2x.config.schema import TrainConfig
+from gpt2x.errors import UserError
 from gpt2x.model.classifier import parts
 from gpt2x.training.checkpoint import Checkpoints
 from gpt2x.training.load import load_run
@@ -237,7 +238,7 @@ def test_what_became_of_the_first_run_changes_nothing_in_a_resumed_one(base, mak
 
 def test_a_first_run_that_has_been_moved_is_missed_by_name_and_found_where_it_is(base, tmp_path, capsys):
     shutil.copytree(base, tmp_path / "base")
-    given = [*TUNED["classifier"], "trainer.keep_last=9"]
+    given = [*TUNED["instruct"][:3], "finetune=lora", "trainer.keep_last=9"]  # an adapter cannot do without it
     assert run(tmp_path / "run", *given, *from_base(tmp_path / "base")) == 0
     expected = saved(tmp_path / "run")
     forget(tmp_path / "run", 4)
@@ -268,3 +269,28 @@ def test_what_an_experiment_says_of_the_model_is_kept_even_where_the_default_say
     composed = compose("train", TrainConfig, ["experiment=spam_book", "init=run", f"init.path={base}"])
     assert load_run(base).config.model.dropout == 0.1
     assert (composed.model.dropout, composed.model.n_layer) == (0.0, 12)
+
+
+def test_a_default_that_is_chosen_outright_is_refused_where_the_run_has_another(base, tmp_path, capsys):
+    assert run(tmp_path / "run", *TUNED["classifier"], *from_base(base, "model=nano")) == 2
+    assert f"init.path={base}: its model has" in capsys.readouterr().err
+
+
+def test_an_adapter_beside_other_weights_is_refused_and_one_whose_base_was_trained_on_is_not(make_base, tmp_path):
+    base, other = make_base("trained on later"), make_base("of another seed", "seed=9")
+    assert run(tmp_path / "run", *TUNED["instruct"][:3], *from_base(base, "finetune=lora")) == 0
+    before = load_run(tmp_path / "run")
+    assert before.config.init.which.isdecimal()  # the step is noted, whatever is best later
+    assert train(["device.threads=1", f"resume={base}", "trainer.max_steps=6"]) == 0
+    assert torch.equal(load_run(tmp_path / "run").model.wte.weight, before.model.wte.weight)
+    path = tmp_path / "run" / "config.yaml"
+    path.write_text(path.read_text().replace(f"path: {base}", f"path: {other}"))
+    with pytest.raises(UserError, match="belongs to other weights than those of"):
+        load_run(tmp_path / "run")
+
+
+def test_a_run_that_holds_all_its_weights_goes_on_without_the_first_one(make_base, tmp_path):
+    base = shutil.copytree(make_base("base"), tmp_path / "soon gone")
+    assert run(tmp_path / "parted", *TUNED["classifier"], *from_base(base)) == 0
+    shutil.rmtree(base)
+    assert train([f"resume={tmp_path / 'parted'}", "trainer.max_steps=8"]) == 0
