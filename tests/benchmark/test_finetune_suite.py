@@ -169,7 +169,7 @@ def test_who_cannot_take_part_is_told(tmp_path, monkeypatch, capsys):
         ("suite.tokens=33", "suite.tokens=33: more than model.context_length=32"),
         ("suite.steps=0", "suite.steps=0: must be at least 1"),
         ("suite.rounds=0", "suite.rounds=0: must be at least 1"),
-        ("suite.new_tokens=5", "suite.new_tokens=5: no such setting"),
+        ("suite.new_tokens=5", "suite.new_tokens=5: this choice of suite has no such setting; suite=generate has"),
         ("device.precision=bf16", "the precision is part of what each contestant is"),
     ],
 )
