@@ -56,3 +56,20 @@ def shown(path: str | os.PathLike) -> str:
         return min(str(path), os.path.relpath(path), key=len)
     except ValueError:  # Windows: it lies on another drive
         return str(path)
+
+
+def is_locked(path: str | os.PathLike) -> bool:
+    """Whether a process holds the lock file `path`; False where there is none. It is held for an instant to find out."""
+    from filelock import FileLock, Timeout
+
+    if not os.path.exists(path):
+        return False
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    except OSError:  # a folder that may only be read
+        return False
+    lock.release()
+    return False
