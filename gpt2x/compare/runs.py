@@ -217,11 +217,8 @@ class _Run:
 
     @property
     def sweep(self) -> Path | None:
-        return (
-            self.folder.parent
-            if any((self.folder.parent / name).exists() for name in ("sweep.yaml", "multirun.yaml"))
-            else None
-        )
+        above = self.folder.parent
+        return above if (above / "sweep.yaml").exists() or (above / "multirun.yaml").exists() else None
 
     def row(self) -> dict[str, Any]:
         """The run's row of the table, by column."""

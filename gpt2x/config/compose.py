@@ -86,7 +86,8 @@ def from_yaml(path: str | os.PathLike, schema: type) -> Any:
 def plain_yaml(path: str | os.PathLike) -> dict:
     """What `to_yaml` wrote as nested dicts, unchecked. Raises ConfigError where the file cannot be read."""
     try:
-        data = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
+        text = Path(path).read_text(encoding="utf-8")
+        data = yaml.load(text, Loader=_FastLoader if len(text) <= _SHORT else _Loader)
     except OSError as error:
         raise ConfigError("", None, f"{path}: cannot be read ({error.strerror})") from None
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
@@ -96,8 +97,11 @@ def plain_yaml(path: str | os.PathLike) -> dict:
     return data
 
 
-# OmegaConf's loader on libyaml's parser, where there is one: hundreds of runs are read several times as fast.
-_Loader = type("_Loader", (yaml.CSafeLoader, get_yaml_loader()) if yaml.__with_libyaml__ else (get_yaml_loader(),), {})
+# OmegaConf's loader, and the same on libyaml's parser, where there is one, which reads hundreds of runs several times as
+# fast. That one has no limit to the depth: it may only have texts too short to nest deeper than its stack can take.
+_Loader = get_yaml_loader()
+_FastLoader = type("_FastLoader", (yaml.CSafeLoader, _Loader) if yaml.__with_libyaml__ else (_Loader,), {})
+_SHORT = 8_000  # characters
 
 
 class _Dumper(yaml.SafeDumper):
