@@ -84,7 +84,7 @@ class Runs:
         return [
             column
             for column in self.table
-            if column.startswith("config.") and not _says_nothing(column) and self.table[column].map(show).nunique() > 1
+            if column.startswith("config.") and not _says_nothing(column) and self.table[column].map(str).nunique() > 1
         ]
 
     def overview(self) -> pd.DataFrame:
@@ -284,8 +284,10 @@ def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _cell(value: Any) -> Any:
-    """A setting's value as a table can hold and sort it: lists as one types them."""
-    return show(value) if isinstance(value, (list, tuple, dict)) else value
+    """A setting's value as a table can hold and sort it: lists as one types them, long ones and mappings as JSON."""
+    if isinstance(value, (list, tuple)) and len(value) <= 20 and not any(isinstance(v, (list, tuple, dict)) for v in value):
+        return show(value)
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, (list, tuple, dict)) else value
 
 
 def _sweep_name(folder: Path) -> str:
