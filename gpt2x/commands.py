@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gpt2x.config.command import Command
-from gpt2x.config.schema import BenchmarkConfig, EvaluateConfig, ExportConfig, GenerateConfig, TrainConfig
+from gpt2x.config.schema import BenchmarkConfig, CompareConfig, EvaluateConfig, ExportConfig, GenerateConfig, TrainConfig
 
 train = Command(
     name="gpt2x-train",
@@ -105,6 +105,39 @@ evaluate = Command(
         "checkpoint=RUN evaluation=classification split=test          a classifier, beside a logistic regression",
         "checkpoint=RUN evaluation=rouge evaluation.max_new_tokens=40   answers beside their references",
         "checkpoint=RUN generation.weights=int8 evaluation.against_fp32=true            what int8 costs",
+    ),
+)
+
+compare = Command(
+    name="gpt2x-compare",
+    config_name="compare",
+    schema=CompareConfig,
+    run="gpt2x.compare.run:compare",
+    positional="runs",
+    shown=(
+        "where",
+        "metric",
+        "baseline",
+        "rows",
+        "html",
+        "output",
+        "format",
+        "picture",
+        "x",
+        "smoothing",
+        "save_curve",
+        "sync",
+        "workspace",
+    ),
+    examples=(
+        "                                              all runs under outputs",
+        "outputs/sweeps/DATE/TIME                      a sweep",
+        "RUN OTHER_RUN                                 two runs: in what they differ, and what came of it",
+        "SWEEP metric=last.val/accuracy                by another metric, as it was at the end",
+        "SWEEP 'where={status: finished, n_layer: [4, 6]}' 'baseline={lr: 1e-3}'",
+        "SWEEP output=tables format=parquet            every number in files, and a picture of the curves",
+        "SWEEP output=tables x=flops log_x=true smoothing=0.9 metric=train/loss picture=svg",
+        "SWEEP sync=true                               send to wandb what it has not got",
     ),
 )
 

@@ -79,12 +79,17 @@ class Runs:
         """One run's `x` and `metric`, in the order they were logged, where both are known."""
         return self.metrics.loc[self.metrics["run"] == run, [x, metric]].dropna()
 
+    def settings(self, run: str) -> dict[str, Any]:
+        """One run's settings by their dotted names, those left out that are null or that it has not got."""
+        found = {column.removeprefix("config."): self.table.at[run, column] for column in self.table if _is_setting(column)}
+        return {key: getattr(value, "item", lambda value=value: value)() for key, value in found.items() if value is not None}
+
     def differing(self) -> list[str]:
         """The settings ("config.<dotted key>") that are not the same in all runs, but for where things lie."""
         return [
             column
             for column in self.table
-            if column.startswith("config.") and not _says_nothing(column) and self.table[column].map(str).nunique() > 1
+            if _is_setting(column) and not _says_nothing(column) and self.table[column].map(str).nunique() > 1
         ]
 
     def overview(self) -> pd.DataFrame:
@@ -141,6 +146,10 @@ def find_runs(path: str | os.PathLike) -> Iterator[Path]:
 def _in_order(path: Path) -> list:
     """To sort by: jobs by their number, everything else by its name."""
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in path.parts]
+
+
+def _is_setting(column: str) -> bool:
+    return column.startswith("config.")
 
 
 def _says_nothing(column: str) -> bool:
@@ -244,7 +253,7 @@ class _Run:
             "error": result.get("error"),
             "overrides": self._overrides(),
         }
-        row |= {f"config.{key}": _cell(value) for key, value in flat(self.config).items()}
+        row |= {f"config.{key}": cell(value) for key, value in flat(self.config).items()}
         last = result.get("last") or {name: value for name, value in logged.items() if "/" in name}
         return row | {f"last.{name}": value for name, value in last.items() if not isinstance(value, (dict, list))}
 
@@ -283,7 +292,7 @@ def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return settings
 
 
-def _cell(value: Any) -> Any:
+def cell(value: Any) -> Any:
     """A setting's value as a table can hold and sort it: lists as one types them, long ones and mappings as JSON."""
     if isinstance(value, (list, tuple)) and len(value) <= 20 and not any(isinstance(v, (list, tuple, dict)) for v in value):
         return show(value)

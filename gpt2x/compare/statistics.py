@@ -93,7 +93,7 @@ def higher_is_better(metric: str) -> bool:
 
 
 def values(runs: Runs, metric: str) -> pd.Series:
-    """The metric of each run, NaN where it was not measured: the best over the run, or with "last.NAME" the last one.
+    """The metric of each run, NaN where it was not measured: its best over the run, with "last.NAME" its last evaluation's.
 
     Raises:
         UserError: no run has it.
@@ -106,6 +106,8 @@ def values(runs: Runs, metric: str) -> pd.Series:
         best = runs.metrics.groupby("run", observed=False)[metric].agg("max" if higher_is_better(metric) else "min")
         series = best.reindex(table.index).astype("float64")
         return series.fillna(table["metric"].where(table["metric_name"] == metric)).rename(metric)
+    elif metric == "val/loss":  # which every run has in the end
+        return table["metric"].rename(metric)
     logged = [name for name in runs.metrics.columns if name.startswith("val/")]
     found = [*(logged or runs.metrics.columns[5:]), *(name for name in table if name.startswith("last."))]
     raise UserError(f"metric={metric}: none of these runs has logged it\n  there are: {', '.join(found) or 'none'}")

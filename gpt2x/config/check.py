@@ -137,7 +137,7 @@ def type_name(kind: Any) -> str:
 
 
 _NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
-_PLURALS = {int: "whole numbers", float: "numbers", str: "texts"}
+_PLURALS = {int: "whole numbers", float: "numbers", str: "texts", Any: "values"}
 
 
 class _Checker:
@@ -269,6 +269,8 @@ def _convert(kind: Any, value: Any) -> Any:
         return [_convert(typing.get_args(kind)[0], v) for v in value]
     if is_mapping(kind):
         return _convert_mapping(kind, value)
+    if kind is Any:
+        return value
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if kind is bool and isinstance(value, bool):
         return value

@@ -45,7 +45,8 @@ class Command:
 
     `run` is "module:function", imported only when a job starts. It is called with the configuration
     and, if the command `has_run_folder`, with that folder, `overrides` and `sweep`, the sweep's name or None.
-    `shown` are the settings that --help tells about.
+    `shown` are the settings that --help tells about. Arguments without "=" are the elements of the list `positional`,
+    where the command has one.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Command:
     schema: type
     run: str
     has_run_folder: bool = False
+    positional: str | None = None
     shown: tuple[str, ...] = ()
     examples: tuple[str, ...] = ()
 
@@ -92,7 +94,7 @@ def _main(command: Command, argv: Sequence[str]) -> int:
             raise ConfigError("", None, f"--shell-completion: {error}") from None
         return 0
 
-    overrides = composer.read(args.overrides, sweeping=args.multirun)
+    overrides = composer.read(_with_positional(command, args.overrides), sweeping=args.multirun)
     master = composer.compose([o for o in overrides if not o.is_sweep_override()])
     sweeping = args.multirun or (master.hydra.mode == RunMode.MULTIRUN and not args.cfg and not args.info)
     old_run = None
@@ -215,6 +217,18 @@ def _check_jobs(composer: Composer, overrides: list, master: DictConfig) -> int:
     return len(jobs)
 
 
+def _with_positional(command: Command, arguments: list[str]) -> list[str]:
+    """The arguments as overrides only: those without "=" as one of the list they are the elements of."""
+    bare = [argument for argument in arguments if "=" not in argument] if command.positional else []
+    if not bare:
+        return arguments
+    others = [argument for argument in arguments if "=" in argument]
+    if (twice := next((o for o in others if o.lstrip("+").startswith(f"{command.positional}=")), None)) is not None:
+        value = twice.partition("=")[2]
+        raise ConfigError(command.positional, value, f"{bare[0]} is given beside it", "give all in one of the two ways")
+    return [f"{command.positional}=[{','.join(map(quote, bare))}]", *others]
+
+
 def _given(key: str, overrides: list) -> bool:
     return any(o.key_or_group == key for o in overrides)
 
@@ -317,11 +331,12 @@ def _help(command: Command, composer: Composer) -> str:
         for group, default in composer.groups.items()
         if composer.choices(group)
     ]
+    usage = [f"[{command.positional.upper()} ...]"] if command.positional else ["[group=choice ...]"]
     return "\n".join(
         [
             command.schema.__doc__.strip().splitlines()[0],
             "",
-            f"usage: {command.name} [group=choice ...] [setting=value ...] [flags]",
+            " ".join(["usage:", command.name, *usage, "[setting=value ...] [flags]"]),
             "",
             *(["Groups; a choice is a file of settings, [the default] in brackets:", *table(groups), ""] if groups else []),
             "The settings most used, with their defaults:",

@@ -9,7 +9,15 @@ from typing import Any
 from gpt2x.config.check import NOT_GIVEN, Setting, is_group, settings, type_name, types_of
 from gpt2x.config.compose import CONFIG_DIR
 from gpt2x.config.option import show
-from gpt2x.config.schema import GROUPS, BenchmarkConfig, EvaluateConfig, ExportConfig, GenerateConfig, TrainConfig
+from gpt2x.config.schema import (
+    GROUPS,
+    BenchmarkConfig,
+    CompareConfig,
+    EvaluateConfig,
+    ExportConfig,
+    GenerateConfig,
+    TrainConfig,
+)
 
 _INTRO = """\
 # Settings
@@ -37,6 +45,7 @@ def reference() -> str:
         "train": TrainConfig,
         "generate": GenerateConfig,
         "evaluate": EvaluateConfig,
+        "compare": CompareConfig,
         "export": ExportConfig,
         "benchmark": BenchmarkConfig,
     }

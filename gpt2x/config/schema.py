@@ -6,6 +6,7 @@ behind the entrypoint ever sees Hydra or OmegaConf.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 from dataclasses import dataclass, field
@@ -417,3 +418,57 @@ class BenchmarkConfig:
             self.suite.check_model(self.model)
         except ConfigError as error:
             raise error.within("suite") from None
+
+
+@dataclass(kw_only=True)
+class CompareConfig:
+    """gpt2x-compare: tables, verdicts and a page of runs; give it run folders, sweeps, or any folders above."""
+
+    runs: list[str] = option([], "the folders, as gpt2x-compare FOLDER ... names them; none: paths.outputs")
+    where: dict[str, Any] = option(
+        {},
+        "only runs whose settings are like this, such as {model.n_layer: 4, status: finished}; a list: any of these. Keys are "
+        "settings, by their whole names or the last part, and run, sweep, job, name, status",
+    )
+    metric: str = option(
+        "val/loss", "what decides: any metric that runs log, the best of each run; with last. before it, the last evaluation's"
+    )
+    baseline: dict[str, Any] = option(
+        {}, "what the others are measured against: the one group of runs that is like this (see where); none: the best"
+    )
+    rows: int = option(40, "rows of a table that are printed, the best first", minimum=1)
+    html: str | None = option("${paths.outputs}/compare.html", "file for the page; null: none", verbatim=True)
+    output: str | None = option(
+        None, "folder for the tables (runs, groups, metrics, samples) and the picture of the metric; null: none", verbatim=True
+    )
+    format: str = option("csv", "of those tables", choices=("csv", "parquet"))
+    picture: str = option("png", "of that picture", choices=("png", "svg"))
+    x: str = option("step", "what the picture's curves run over", choices=("step", "tokens", "seconds", "flops"))
+    smoothing: float = option(0.0, "smooth its curves: how much a point weighs of what the next one does", minimum=0, below=1)
+    log_x: bool = option(False, "its horizontal axis is logarithmic")
+    log_y: bool = option(False, "its vertical axis is logarithmic")
+    save_curve: str | None = option(
+        None,
+        "keep the validation loss of these runs, which differ in nothing but the seed, as the curve of this name that later "
+        "runs of the same settings are held against",
+    )
+    curves: str | None = option(None, "folder of such curves; null: those that ship with gpt2x", verbatim=True)
+    sync: bool = option(False, "send to wandb what it has not got of these runs")
+    workspace: bool = option(False, "save to wandb a workspace that shows these runs")
+    project: str | None = option(None, "of wandb; null: the one that each run was made for")
+    entity: str | None = option(None, "of wandb, a user or team; null: the one that each run was made for")
+    paths: CachePathsConfig = field(default_factory=CachePathsConfig)
+
+    def check(self) -> None:
+        if self.save_curve is not None and not re.fullmatch(r"\w[\w.+-]{0,99}", self.save_curve):
+            problem = "must be fit for a file: letters, digits and any of _ . + -, at most 100"
+            raise ConfigError("save_curve", self.save_curve, problem)
+        if self.html is not None and os.path.isdir(self.html):
+            raise ConfigError("html", self.html, "is a folder", f"name a file in it: html={self.html}/compare.html")
+        if self.output is not None and os.path.isfile(self.output):
+            raise ConfigError("output", self.output, "is a file, and a folder is wanted")
+
+    def check_available(self) -> None:
+        if self.format == "parquet" and self.output is not None and importlib.util.find_spec("pyarrow") is None:
+            remedy = "pip install 'gpt2x[parquet]', or use format=csv"
+            raise ConfigError("format", "parquet", "needs the package pyarrow, which is not installed", remedy)

@@ -11,12 +11,21 @@ from needed import needed
 import gpt2x
 from gpt2x.config.compose import CONFIG_DIR, Composer, compose, to_yaml
 from gpt2x.config.reference import headline, reference
-from gpt2x.config.schema import GROUPS, BenchmarkConfig, EvaluateConfig, ExportConfig, GenerateConfig, TrainConfig
+from gpt2x.config.schema import (
+    GROUPS,
+    BenchmarkConfig,
+    CompareConfig,
+    EvaluateConfig,
+    ExportConfig,
+    GenerateConfig,
+    TrainConfig,
+)
 
 ROOTS = {
     "train": TrainConfig,
     "generate": GenerateConfig,
     "evaluate": EvaluateConfig,
+    "compare": CompareConfig,
     "export": ExportConfig,
     "benchmark": BenchmarkConfig,
 }

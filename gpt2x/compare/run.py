@@ -1,0 +1,158 @@
+"""gpt2x-compare: what some runs have in common, in what they differ, and what came of it."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gpt2x.compare import curves
+from gpt2x.compare.curves import Judgement
+from gpt2x.compare.runs import Runs, load_runs
+from gpt2x.compare.statistics import Group, groups
+from gpt2x.compare.tables import group_table, matching, render, run_table, shown
+from gpt2x.config.option import ConfigError
+from gpt2x.config.schema import CompareConfig
+from gpt2x.errors import UserError
+from gpt2x.files import replacing
+from gpt2x.files import shown as path_shown
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_ORDER = ("finished", "running", "pruned", "interrupted", "failed", "killed")
+
+
+def compare(config: CompareConfig) -> None:
+    """Print tables of the runs, and write what the settings ask for. Raises UserError for what the user can mend."""
+    runs = load_runs(*(config.runs or [config.paths.outputs]))
+    if config.where:
+        runs = _chosen(runs, config)
+    width = shutil.get_terminal_size((120, 24)).columns
+    counts = Counter(runs.table["status"])
+    print(f"{len(runs)} runs in {path_shown(runs.root)}: {', '.join(f'{counts[s]} {s}' for s in _ORDER if counts[s])}\n")
+    found, table = groups(runs, config.metric), None
+    _print_runs(runs, config, width)
+    if len(found) > 1 or found[0].n > 1:
+        table = _print_groups(runs, found, config, width)
+    where_curves = curves.SHIPPED if config.curves is None else Path(config.curves)
+    judgements = _judge(runs, where_curves)
+    for run, judgement in judgements.items():
+        print(f"curve  {run}: {judgement}")
+    if config.save_curve is not None:
+        print(f"curve  {path_shown(curves.save_curve(curves.make_curve(runs, config.save_curve), where_curves))}")
+    if config.output is not None:
+        _export(runs, found, table, list(judgements.values()), config)
+    if config.html is not None:
+        from gpt2x.compare.page import write_page
+
+        write_page(runs, Path(config.html), metric=config.metric)
+        print(f"page   {path_shown(config.html)}")
+    if config.workspace:
+        from gpt2x.tracking.workspace import save_workspace
+
+        print(f"wandb  {save_workspace(_folders(runs), project=config.project, entity=config.entity)}")
+    if config.sync:
+        from gpt2x.tracking.sync import sync_runs
+
+        failed = [
+            run for run in sync_runs(_folders(runs), project=config.project, entity=config.entity) if run.outcome == "failed"
+        ]
+        if failed:
+            raise UserError(f"{len(failed)} of {len(runs)} runs could not be sent to wandb; the same command tries them again")
+
+
+def _chosen(runs: Runs, config: CompareConfig) -> Runs:
+    names = matching(runs, config.where, "where")
+    if not names:
+        problem = f"none of the {len(runs)} runs is like that"
+        raise ConfigError("where", config.where, problem)
+    return runs.select(names)
+
+
+def _folders(runs: Runs) -> list[Path]:
+    return [Path(folder) for folder in runs.table["folder"]]
+
+
+def _print_runs(runs: Runs, config: CompareConfig, width: int) -> None:
+    table = shown(run_table(runs, config.metric))
+    print(render(table.head(config.rows), width))
+    if len(table) > config.rows:
+        print(f"... and {len(table) - config.rows} more: rows={len(table)} shows all")
+    print()
+    for run, error in runs.table["error"].dropna().head(config.rows).items():
+        print(f"failed {run}: {error.splitlines()[0]}")
+
+
+def _print_groups(runs: Runs, found: list[Group], config: CompareConfig, width: int) -> pd.DataFrame:
+    """Print the groups over their seeds, and return them as a table of numbers."""
+    baseline = found[0]
+    if config.baseline:
+        named = set(matching(runs, config.baseline, "baseline"))
+        fitting = [group for group in found if named & set(group.runs)]
+        if len(fitting) != 1:
+            problem = f"{len(fitting) or 'none'} of the {len(found)} groups of runs are like that, and one is wanted"
+            raise ConfigError("baseline", config.baseline, problem)
+        baseline = fitting[0]
+    table = group_table(found, config.metric, baseline if len(found) > 1 else None)
+    if all(group.n <= 1 for group in found):
+        print("One seed each: several of each (seeds=5 in training) would tell what of this is more than luck.\n")
+        return table
+    print("Over seeds, finished runs alone:\n")
+    print(render(shown(table.head(config.rows)), width, index=False))
+    if len(found) > 1:
+        note = "mean ± standard error; each verdict is on its own: of 20 where nothing differs, one will find something"
+        luck = (
+            ""
+            if config.baseline
+            else ".\nThe baseline is the best of these, and part of its lead is luck; baseline= names another"
+        )
+        print(f"\n{note}{luck}.")
+    print()
+    return table
+
+
+def _judge(runs: Runs, folder: Path) -> dict[str, Judgement]:
+    """What is said of the runs whose settings are those of a known curve."""
+    known = list(curves.load_curves(folder))
+    found = {}
+    for run in runs.table.index if known else ():
+        settings = runs.settings(run)
+        for curve in known:
+            if curve.matches(settings) and (judgement := curves.judge(runs, run, curve)) is not None:
+                found[run] = judgement
+    return found
+
+
+def _export(
+    runs: Runs, found: list[Group], table: pd.DataFrame | None, judgements: list[Judgement], config: CompareConfig
+) -> None:
+    """Write tables and the picture into the folder `config.output`."""
+    from gpt2x.compare.plots import plot_curves
+
+    folder = Path(config.output)
+    frames = {"runs": runs.table.reset_index(), "groups": table, "metrics": runs.metrics, "samples": runs.samples}
+    try:
+        for name, frame in frames.items():
+            if frame is not None:
+                _write(frame, folder / f"{name}.{config.format}")
+        metric = config.metric.removeprefix("last.")
+        picture = folder / f"{metric.replace('/', '_')}.{config.picture}"
+        plot_curves(
+            runs, picture, found, metric=metric, x=config.x, judgements=judgements,
+            smoothing=config.smoothing, log_x=config.log_x, log_y=config.log_y,
+        )  # fmt: skip
+        print(f"plot   {path_shown(picture)}")
+    except OSError as error:
+        raise UserError(f"output={config.output}: cannot be written ({error.strerror})") from None
+
+
+def _write(frame: pd.DataFrame, path: Path) -> None:
+    with replacing(path) as temporary:
+        if path.suffix == ".csv":
+            frame.to_csv(temporary, index=False)
+        else:
+            mixed = {name: frame[name].astype("string") for name in frame if frame[name].dtype == object}
+            frame.assign(**mixed).to_parquet(temporary, index=False)
+    print(f"table  {path_shown(path)}")
