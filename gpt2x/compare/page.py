@@ -1,0 +1,561 @@
+"""The comparison page: runs in, one HTML file out that holds all it needs and opens without a network.
+
+`write_page` takes what `load_runs` read, and makes of it what page.html (the frame), page.css and page.js (the glue
+between the libraries) show: plotly draws, DataTables (as itables ships it) sorts and filters. Texts of runs are data
+here, never markup: Jinja2 escapes them in the frame, the JSON for page.js cannot leave its element, and plotly's labels
+are escaped once more, as plotly reads tags in them.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import json
+import math
+import time
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gpt2x import __version__
+from gpt2x.compare.importance import Importance, importance
+from gpt2x.compare.runs import AXES, Runs
+from gpt2x.config.option import show
+from gpt2x.files import write_atomic
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+AXIS_NAMES = {"step": "step", "tokens": "tokens", "seconds": "seconds", "flops": "FLOPs (estimated)"}
+MAX_POINTS = 2_000  # of a curve: more than a screen has columns
+MIN_POINTS = 50
+ALL_POINTS = 1_200_000  # of all curves on a page, of 4 bytes each: about 6 MB as text
+PARALLEL_SETTINGS = 10  # as many axes as can be read
+SAMPLES_PER_RUN = 6
+SAMPLE_CHARACTERS = 4_000
+
+_HERE = Path(__file__).parent
+_SEED = "config.seed"  # runs that differ in nothing else repeat each other
+
+
+def write_page(runs: Runs, path: str | Path, *, metric: str = "val/loss", title: str = "Comparing runs") -> None:
+    """Write the page that compares `runs` to `path`, atomically.
+
+    Args:
+        runs: from `load_runs`; any number of them, in whatever state.
+        metric: what the runs are ranked by: their best value where it is what they were trained for, else the last one.
+            Where no run has it the page says so.
+        title: the page's heading.
+    """
+    import jinja2
+    from markupsafe import Markup  # comes with Jinja2
+
+    page = _Page(runs, metric)
+    scripts = _scripts()
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, loader=jinja2.FileSystemLoader(_HERE))
+    text = environment.get_template("page.html").render(
+        title=title,
+        policy=_policy(scripts),
+        style=Markup(_datatables(".css") + (_HERE / "page.css").read_text(encoding="utf-8")),
+        data=Markup(_json(page.data())),
+        **{name: Markup(script) for name, script in scripts.items()},
+        **page.words(),
+    )
+    write_atomic(path, text)
+
+
+class _Page:
+    """What the frame and the script need to know of `runs`."""
+
+    def __init__(self, runs: Runs, metric: str):
+        import numpy as np
+
+        self.runs, self.table, self.metric = runs, runs.table, metric
+        self.names = [str(name) for name in self.table.index]
+        self.values = metric_of_runs(self.table, metric)
+        self.settings = runs.differing()
+        self.varied = [name for name in self.settings if name != _SEED]
+        self.metrics = _by_interest([name for name in runs.metrics if name not in ("run", *AXES)], runs.metrics)
+        self.axes = [name for name in AXES if name in runs.metrics and np.isfinite(runs.metrics[name]).any()] or ["step"]
+        self.groups = self._groups()
+        self.order = np.argsort(_badness(self.values, metric), kind="stable").tolist()  # the best run first
+        self.importance = importance(self._judged(), self.varied, self._judged_values())
+        self.parallel = self._parallel()
+        self.samples = self._samples()
+        self.points = self._points()
+
+    # ---- what is said in words
+
+    def words(self) -> dict[str, Any]:
+        counts = self.table["status"].value_counts()
+        left = self.metric if self.metric in self.metrics else next(iter(self.metrics), None)
+        others = [name for name in ("train/loss", "val/loss", *self.metrics) if name in self.metrics and name != left]
+        columns, rows = self._table()
+        return {
+            "counted": f"{len(self.table)} run{'s' * (len(self.table) != 1)}: "
+            + ", ".join(f"{count} {status}" for status, count in counts.items()),
+            "when": _when(self.table["started"]),
+            "source": str(self.runs.root),
+            "best": self._best(),
+            "metric": self.metric,
+            "warnings": self._warnings(),
+            "problems": self.runs.problems,
+            "columns": columns,
+            "rows": [list(zip(row, columns, strict=True)) for row in rows],
+            "metrics": self.metrics,
+            "axes": [(name, AXIS_NAMES[name]) for name in self.axes],
+            "left": left,
+            "right": next(iter(others), left),
+            "repeated": any(len(group) > 1 for group in self.groups),
+            "curves_note": self._curves_note(),
+            "parallel": bool(self.parallel),
+            "settings_note": self._settings_note(),
+            "importance_note": self._importance_note(),
+            "importance_label": self._importance_label(),
+            "samples_note": f"Texts are the last ones that a run generated, at most {SAMPLES_PER_RUN}."
+            if self.samples
+            else "None of the runs has generated texts.",
+            "made": f"Made by gpt2x {__version__} on {time.strftime('%d %B %Y')}. "
+            "Everything is in this file; it loads nothing from anywhere.",
+        }
+
+    def _best(self) -> dict[str, str | None] | None:
+        import numpy as np
+
+        if not np.isfinite(self.values).any():
+            return None
+        best = self.order[0]
+        row = self.table.iloc[best]
+        known = row["metric_name"] == self.metric and not math.isnan(row["best_step"])
+        return {
+            "run": self.names[best],
+            "value": _number(self.values[best]),
+            "step": f"{row['best_step']:,.0f}" if known else None,
+        }
+
+    def _warnings(self) -> list[str]:
+        import numpy as np
+
+        warnings = []
+        if not np.isfinite(self.values).any():
+            warnings.append(f"None of the runs has a {self.metric} yet.")
+        apart = [
+            group
+            for group in ("task", "data", "tokenizer")
+            if any(
+                name in (f"config.{group}._target_", f"config.{group}.kind", f"config.{group}.path") for name in self.settings
+            )
+        ]
+        if apart:
+            warnings.append(
+                f"The runs differ in their {' and '.join(apart)}: losses of different tasks, data or tokenizers do not "
+                "compare. Filter the table by them."
+            )
+        return warnings
+
+    def _curves_note(self) -> str:
+        longest = int(self.runs.metrics.groupby("run", observed=True).size().max()) if len(self.runs.metrics) else 0
+        thinned = (
+            f" A point is the mean of up to {math.ceil(longest / self.points)} logged rows." if longest > self.points else ""
+        )
+        return (
+            "Drag to zoom, double-click to go back, point at a curve for its run." + thinned + " Smoothing is an exponential "
+            "moving average whose half-life is 0.5, 2 or 8 % of a curve's points."
+        )
+
+    def _settings_note(self) -> str:
+        if not self.varied:
+            what = "It is a single run." if len(self.table) == 1 else "All runs have the same settings, but for the seed."
+            return f"{what} There is nothing to draw."
+        if not self.parallel:
+            return f"No run has a {self.metric}: there is nothing to draw."
+        cut = (
+            f" The first {PARALLEL_SETTINGS} of {len(self.varied)} settings are shown."
+            if len(self.varied) > PARALLEL_SETTINGS
+            else ""
+        )
+        return f"A line is a run. Drag along an axis to keep a part of it, or an axis by its name to move it.{cut}"
+
+    def _importance_note(self) -> str:
+        if isinstance(self.importance, str):
+            return self.importance
+        return (
+            f"How much of its R² ({self.importance.r2:.2f}) a random forest, which predicts the rank of {self.metric}, loses on "
+            f"runs it has not seen when a setting is shuffled: n = {self.importance.n} runs, five folds, ± standard error over them. "
+            "It says what mattered in these runs, not what would elsewhere."
+        )
+
+    def _importance_label(self) -> str | None:
+        if isinstance(self.importance, str):
+            return None
+        found = self.importance
+        lines = (f"{_short(n)} {m:.3f} ± {e:.3f}" for n, m, e in zip(found.settings, found.mean, found.error, strict=True))
+        return "Importance: " + ", ".join(lines)
+
+    # ---- the table
+
+    def _table(self) -> tuple[list[dict[str, Any]], list[list[dict[str, str]]]]:
+        """Its columns and its rows of cells; best runs first."""
+        import pandas as pd
+
+        table = self.table
+        named = {"run": pd.Series(self.names, index=table.index), "status": table["status"]}
+        named[self.metric] = pd.Series(self.values, index=table.index)
+        hidden = {"parameters", "flops", "started", "overrides", "git_commit"}
+        for name in ("best_step", "steps", "tokens", "seconds"):
+            named[name.replace("_", " ")] = table[name]
+        if table["error"].notna().any():
+            named["error"] = table["error"]
+        named |= {_short(name): table[name] for name in self.settings}
+        for name in [name for name in table if name.startswith("last.")]:
+            if table[name].notna().any() and not (
+                name == f"last.{self.metric}" and (table["metric_name"] != self.metric).all()
+            ):
+                named[f"last {name[5:]}"] = table[name]
+                hidden |= {f"last {name[5:]}"} if _seldom(name[5:]) else set()
+        named |= {name: table[name] for name in ("parameters", "flops", "started", "overrides", "git_commit")}
+        named = {title: column for title, column in named.items() if title in ("run", "status") or column.notna().any()}
+        columns = [{"title": title, "number": _is_number(column), "hidden": title in hidden} for title, column in named.items()]
+        cells = [
+            [_cell(value, column["number"], column["title"]) for value in values]
+            for column, values in zip(columns, named.values(), strict=True)
+        ]
+        return columns, [[column[i] for column in cells] for i in range(len(table))]
+
+    # ---- what the script draws
+
+    def data(self) -> dict[str, Any]:
+        arrays = _Arrays()
+        curves = self._curves(arrays)
+        settings = {_short(name): [_shown(value) for value in self.table[name]] for name in self.settings}
+        about = {
+            "status": self.table["status"].tolist(),
+            self.metric: [_number(value) for value in self.values],
+            "steps": [_number(value) for value in self.table["steps"]],
+        }
+        if self.table["error"].notna().any():
+            about["error"] = [_shown(value) for value in self.table["error"]]
+        return {
+            "runs": self.names,
+            "labels": [_label(name) for name in self.names],
+            "order": self.order,
+            "groups": [{"label": _label(self._group_name(group)), "runs": group} for group in self.groups],
+            "axes": AXIS_NAMES,
+            "curves": curves,
+            "arrays": arrays.encoded,
+            "metric": _label(self.metric),
+            "parallel": self.parallel,
+            "importance": self._importance_bars(),
+            "about": about,
+            "settings": settings,
+            "samples": self.samples,
+        }
+
+    def _groups(self) -> list[list[int]]:
+        """Positions of the runs that have the same settings but for the seed, in the order of their first."""
+        groups: dict[tuple, list[int]] = {}
+        for i, values in enumerate(zip(*(self.table[name].map(show) for name in self.varied), strict=True)):
+            groups.setdefault(values, []).append(i)
+        return list(groups.values()) or [list(range(len(self.table)))]
+
+    def _group_name(self, group: list[int]) -> str:
+        """Its settings that differ, of as many as fit in a legend."""
+        row = self.table.iloc[group[0]]
+        said = ", ".join(f"{_short(name).rpartition('.')[2]}={_shown(row[name])}" for name in self.varied[:4])
+        return f"{said or 'all runs'}{', …' if len(self.varied) > 4 else ''} (n={len(self._counted(group))})"
+
+    def _counted(self, group: list[int]) -> list[int]:
+        """Its runs that a mean is taken over: the finished ones, if there are any."""
+        return [i for i in group if self.table["status"].iloc[i] == "finished"] or group
+
+    def _points(self) -> int:
+        """How many points a curve may have for the page to stay small."""
+        arrays = (len(self.table) + 2 * len(self.groups)) * (len(self.metrics) + 1)
+        return min(MAX_POINTS, max(MIN_POINTS, ALL_POINTS // arrays))
+
+    def _curves(self, arrays: _Arrays) -> dict[str, dict[str, list]]:
+        """For each metric {"run": [curve of each run], "group": [curve of each group]}: a curve is None or
+        {"x": {axis: array}, "y": array, "error": array}, each array given by its number."""
+        import numpy as np
+
+        metrics = self.runs.metrics
+        codes = metrics["run"].cat.codes.to_numpy()
+        starts = np.searchsorted(codes, np.arange(len(self.names) + 1))  # the rows of a run lie together
+        axes = {axis: metrics[axis].to_numpy(dtype="float64") for axis in self.axes}
+        columns = {metric: metrics[metric].to_numpy(dtype="float64") for metric in self.metrics}
+        whole = [  # of each run, each metric where it was measured: {axis: values, "y": values}
+            {metric: _measured(axes, column, slice(*span)) for metric, column in columns.items()} for span in pairwise(starts)
+        ]
+        return {
+            metric: {
+                "run": [self._curve(arrays, curves[metric]) for curves in whole],
+                "group": [
+                    self._curve(arrays, _mean([whole[i][metric] for i in self._counted(group)])) for group in self.groups
+                ],
+            }
+            for metric in self.metrics
+        }
+
+    def _curve(self, arrays: _Arrays, curve: dict[str, np.ndarray] | None) -> dict[str, Any] | None:
+        if curve is None:
+            return None
+        thin = {name: arrays.add(_thin(values, self.points)) for name, values in curve.items()}
+        return {"x": {axis: thin[axis] for axis in self.axes}} | {name: thin[name] for name in ("y", "error") if name in thin}
+
+    def _judged(self) -> pd.DataFrame:
+        return self.table[self._finished()]
+
+    def _judged_values(self) -> np.ndarray:
+        return self.values[self._finished()]
+
+    def _finished(self) -> np.ndarray:
+        import numpy as np
+
+        return (self.table["status"] == "finished").to_numpy() & np.isfinite(self.values)
+
+    def _importance_bars(self) -> dict[str, Any] | None:
+        if not isinstance(self.importance, Importance):
+            return None
+        found = self.importance
+        return {"labels": [_label(_short(name)) for name in found.settings], "mean": found.mean, "error": found.error}
+
+    def _parallel(self) -> list[dict[str, Any]]:
+        """The axes of the parallel coordinates: the settings that differ, then the metric; values of runs without it null."""
+        import numpy as np
+        import pandas as pd
+
+        measured = np.isfinite(self.values)
+        if not measured.any() or not self.varied:
+            return []
+        first = self.importance.settings if isinstance(self.importance, Importance) else []
+        important = [name for names in first for name in names.split(" = ")]
+        varied = sorted(self.varied, key=lambda name: important.index(name) if name in important else len(important))
+        axes = [_axis(_short(name), self.table[name]) for name in varied[:PARALLEL_SETTINGS]]
+        return [*axes, _axis(self.metric, pd.Series(self.values))]
+
+    def _samples(self) -> dict[int, list[dict[str, str]]]:
+        """The texts that each run generated last, by the run's position."""
+        samples = self.runs.samples
+        if not len(samples):
+            return {}
+        place = {name: i for i, name in enumerate(self.names)}
+        last = samples[samples["step"] == samples.groupby("run")["step"].transform("max")]
+        found: dict[int, list[dict[str, str]]] = {}
+        for row in last.to_dict("records"):
+            texts = found.setdefault(place[row["run"]], [])
+            if len(texts) < SAMPLES_PER_RUN:
+                asked = row["question"] if isinstance(row["question"], str) else row["prompt"]
+                known = {"step": f"{row['step']:,}", "prompt": asked, "text": row["text"], "reference": row["reference"]}
+                texts.append({name: _cut(text) for name, text in known.items() if isinstance(text, str)})
+        return found
+
+
+class _Arrays:
+    """Columns of float32 as base64, each kept once: the steps and tokens of a sweep's runs are mostly the same."""
+
+    def __init__(self):
+        self.encoded: list[str] = []
+        self._known: dict[bytes, int] = {}
+
+    def add(self, values: np.ndarray) -> int:
+        """Its number."""
+        packed = values.astype("<f4").tobytes()
+        if packed not in self._known:
+            self._known[packed] = len(self.encoded)
+            self.encoded.append(base64.b64encode(packed).decode("ascii"))
+        return self._known[packed]
+
+
+def metric_of_runs(table: pd.DataFrame, metric: str) -> np.ndarray:
+    """The `metric` of each run (N,): its best where the run was trained for it, else its last one, else NaN."""
+    import numpy as np
+
+    last = table[f"last.{metric}"].to_numpy(dtype="float64") if f"last.{metric}" in table else np.full(len(table), np.nan)
+    best = table["metric"].to_numpy(dtype="float64")
+    values = np.where((table["metric_name"] == metric).to_numpy() & np.isfinite(best), best, last)
+    return np.where(np.isfinite(values), values, np.nan)
+
+
+def _badness(values: np.ndarray, metric: str) -> np.ndarray:
+    """What sorts the best run to the front and those without a value to the end."""
+    import numpy as np
+
+    return np.where(np.isnan(values), np.inf, -values if _more_is_better(metric) else values)
+
+
+def _more_is_better(metric: str) -> bool:
+    words = ("accuracy", "f1", "auroc", "precision", "recall", "rouge", "tokens_per_s", "kappa", "mcc", "score")
+    return any(word in metric for word in words)
+
+
+def _by_interest(metrics: list[str], frame: pd.DataFrame) -> list[str]:
+    """Those that were ever measured: losses first, then what else was evaluated, then the rest."""
+    known = [name for name in metrics if frame[name].notna().any()]
+    first = ["val/loss", "train/loss"]
+    return sorted(known, key=lambda name: first.index(name) if name in first else 2 if name.startswith("val/") else 3)
+
+
+def _seldom(metric: str) -> bool:
+    """Whether a last value is looked at so seldom that its column is hidden at first: what is of a part of the data."""
+    return metric.count("/") > 1 or metric.startswith("train/")
+
+
+def _measured(axes: dict[str, np.ndarray], column: np.ndarray, rows: slice) -> dict[str, np.ndarray] | None:
+    import numpy as np
+
+    values = column[rows]
+    known = np.isfinite(values)
+    if not known.any():
+        return None
+    return {axis: steps[rows][known] for axis, steps in axes.items()} | {"y": values[known]}
+
+
+def _mean(curves: list[dict[str, np.ndarray] | None]) -> dict[str, np.ndarray] | None:
+    """The mean of some curves and its standard error, at the steps that all of them have; None without any."""
+    import numpy as np
+
+    curves = [curve for curve in curves if curve is not None]
+    if not curves:
+        return None
+    shared = curves[0]["step"]
+    for curve in curves[1:]:
+        shared = np.intersect1d(shared, curve["step"])
+    at = [np.searchsorted(curve["step"], shared) for curve in curves]
+    stacked = {name: np.stack([curve[name][i] for curve, i in zip(curves, at)]) for name in curves[0]}
+    mean = {name: values.mean(axis=0) for name, values in stacked.items()}
+    if len(curves) > 1:
+        mean["error"] = stacked["y"].std(axis=0, ddof=1) / len(curves) ** 0.5
+    return mean if len(shared) else None
+
+
+def _thin(values: np.ndarray, points: int) -> np.ndarray:
+    """At most `points` values: the means of as many stretches of equal length. Means, not every k-th value: what is
+    smoothed afterwards must not depend on which rows were met."""
+    import numpy as np
+
+    if len(values) <= points:
+        return values
+    starts = np.linspace(0, len(values), points + 1).astype(int)
+    return np.add.reduceat(values, starts[:-1]) / np.diff(starts)
+
+
+def _axis(label: str, column: pd.Series) -> dict[str, Any]:
+    """An axis of the parallel coordinates: a number for each run (null where there is none) and what its ticks say."""
+    import numpy as np
+    import pandas as pd
+
+    if _is_number(column):
+        values = pd.to_numeric(column, errors="coerce").to_numpy(dtype="float64")
+        known = np.unique(values[np.isfinite(values)])
+        log = known[0] > 0 and known[-1] / known[0] >= 30
+        values = np.log10(values) if log else values
+        ticks = known if len(known) <= 8 else 10 ** np.arange(np.ceil(np.log10(known[0])), np.log10(known[-1])) if log else None
+        axis = {"label": _label(label), "values": [None if math.isnan(value) else value for value in values.tolist()]}
+        if ticks is not None:
+            axis["tickvals"] = (np.log10(ticks) if log else ticks).tolist()
+            axis["ticktext"] = [_number(tick) for tick in ticks]
+        return axis
+    codes, levels = pd.factorize(column.map(_shown), sort=True)
+    return {
+        "label": _label(label),
+        "values": codes.tolist(),
+        "tickvals": list(range(len(levels))),
+        "ticktext": [_label(level, 24) for level in levels],
+    }
+
+
+def _is_number(column: pd.Series) -> bool:
+    known = column.dropna()
+    return len(known) > 0 and known.map(lambda value: isinstance(value, (int, float)) and not isinstance(value, bool)).all()
+
+
+def _cell(value: Any, number: bool, title: str) -> dict[str, str]:
+    """What a cell of the table says, and what it is sorted by; a missing number comes last."""
+    import pandas as pd
+
+    missing = not isinstance(value, (list, tuple, dict)) and pd.isna(value)
+    if title == "started":
+        return {"text": "" if missing else f"{value:%Y-%m-%d %H:%M}", "order": "" if missing else value.isoformat()}
+    if number:
+        return {"text": "" if missing else _number(value), "order": "1e308" if missing else repr(float(value))}
+    text = "" if missing else _shown(value)
+    return {"text": text, "order": text}
+
+
+def _shown(value: Any) -> str:
+    """A value as one types it; a number that is missing, or a setting that a run does not have, as a dash."""
+    if value is None:
+        return "null"
+    if isinstance(value, float) and math.isnan(value):
+        return "–"
+    return value if isinstance(value, str) else _number(value) if isinstance(value, float) else show(value)
+
+
+def _number(value: float) -> str:
+    """Short, and with enough digits to tell runs apart."""
+    if math.isnan(value):
+        return "–"
+    if value == int(value) if math.isfinite(value) else False:
+        return f"{value:,.0f}" if abs(value) < 1e9 else f"{value:.3e}"
+    return f"{value:.5g}" if abs(value) < 1e4 else f"{value:,.1f}" if abs(value) < 1e9 else f"{value:.3e}"
+
+
+def _short(setting: str) -> str:
+    return setting.replace("config.", "")
+
+
+def _label(text: str, length: int = 48) -> str:
+    """Text as plotly draws it, which would take tags in it for markup; a long one without its middle."""
+    if len(text) > length:
+        text = f"{text[: length // 2]}…{text[-(length // 2 - 1) :]}"
+    return html.escape(text.replace("\n", " "), quote=False)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= SAMPLE_CHARACTERS else f"{text[:SAMPLE_CHARACTERS]} … ({len(text):,} characters)"
+
+
+def _when(started: pd.Series) -> str:
+    known = started.dropna()
+    if not len(known):
+        return ""
+    first, last = (f"{moment:%d %B %Y, %H:%M}" for moment in (known.min(), known.max()))
+    return f"started {first} UTC" if first == last else f"started between {first} and {last} UTC"
+
+
+def _json(value: Any) -> str:
+    """JSON that cannot end, or comment out, the script element that it stands in."""
+    return json.dumps(value, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def _datatables(ending: str) -> str:
+    """DataTables with its extensions as itables ships it: one module, one style sheet."""
+    import itables.options
+
+    return Path(itables.options.dt_bundle).with_suffix(ending).read_text(encoding="utf-8")
+
+
+def _scripts() -> dict[str, str]:
+    """The page's scripts, in the order they run."""
+    from plotly.offline import get_plotlyjs
+
+    module = base64.b64encode(_datatables(".js").encode()).decode("ascii")
+    return {
+        "plotly": get_plotlyjs(),
+        "imports": json.dumps({"imports": {"datatables": f"data:text/javascript;base64,{module}"}}),
+        "script": (_HERE / "page.js").read_text(encoding="utf-8"),
+    }
+
+
+def _policy(scripts: dict[str, str]) -> str:
+    """A content security policy: nothing is loaded from anywhere, and no script runs but these (so no event handler that
+    came in with a text either)."""
+    hashes = (base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts.values())
+    allowed = " ".join(f"'sha256-{digest}'" for digest in hashes)
+    return (
+        f"default-src 'none'; script-src {allowed} 'unsafe-eval' data:; "  # plotly compiles its shaders' drawing code
+        "style-src 'unsafe-inline'; img-src data: blob:; font-src data:"
+    )
