@@ -107,6 +107,8 @@ class FakeWandb:
     def Viewer(self, v: dict) -> dict:
         return {"viewer": {"id": _id("User", ENTITY), "entity": ENTITY, "username": ENTITY, "flags": "{}"}}
 
+    GetDefaultEntity = Viewer
+
     def ServerFeaturesQuery(self, v: dict) -> dict:
         return {"serverInfo": {"features": []}}
 
@@ -127,6 +129,22 @@ class FakeWandb:
         model = {"id": _id("Project", v["project"]), "name": v["project"]}
         model["entity"] = {"id": _id("Entity", ENTITY), "name": ENTITY}
         return {"model": model | {"bucket": self._bucket(run) if run else None}}
+
+    def Run(self, v: dict) -> dict:
+        run = self._find(v["project"], v.get("name") or v.get("runName") or v["run"])
+        if run is None:
+            return {"project": {"run": None}}
+        last = max((row["_step"] for row in run["history"]), default=-1)
+        node = self._bucket(run) | {"historyKeys": {"sets": [], "keys": {}, "lastStep": last}}
+        # wandb.Api's scan_history asks whether there is a file of older rows, then for the rows with some keys.
+        node["parquetHistory"] = {"liveData": run["history"], "parquetUrls": []}
+        if spec := json.loads(v.get("spec") or "null"):
+            within = (row for row in run["history"] if spec["minStep"] <= row["_step"] <= spec["maxStep"])
+            rows = [{key: row[key] for key in spec["keys"]} for row in within if set(spec["keys"]) <= row.keys()]
+            node["sampledHistory"] = [rows[: spec["samples"]]]
+        return {"project": {"run": node}}
+
+    RunHistoryKeys = RunParquetHistory = SampledHistoryPage = Run
 
     def RunStoppedStatus(self, v: dict) -> dict:
         return {"project": {"run": {"stopped": False}}}
