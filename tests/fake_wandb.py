@@ -1,7 +1,7 @@
 """A stand-in for wandb's server on 127.0.0.1: what the unmodified client sends is there for a test to look at.
 
-It answers as much of the protocol as wandb 0.31 needs to log a run online, to resume it, to upload its media
-and to `wandb sync` an offline run.
+It answers as much of the protocol as wandb 0.31 needs to log a run online, to resume it, to upload its media, to
+`wandb sync` an offline run, to ask for a run and its rows, and to save a workspace.
 
     with FakeWandb() as server:
         subprocess.run(..., env={**os.environ, **server.env()})
@@ -34,11 +34,13 @@ class FakeWandb:
 
     `runs` holds what it was told: "project/id" -> a dict with `state`, `group`, `jobType`, `displayName`, `tags`,
     `notes`, `config`, `summary`, `exitcode`, `history` (a dict a row) and `files` (name -> bytes).
+    `views` are the saved workspaces, as they were sent.
     `fault(method, path)` may be set to give a status with which to refuse a request, None to let it pass.
     """
 
     def __init__(self) -> None:
         self.runs: dict[str, dict[str, Any]] = {}
+        self.views: list[dict[str, Any]] = []
         self.requests: list[str] = []
         self.fault: Callable[[str, str], int | None] | None = None
         self.lock = threading.RLock()
@@ -148,6 +150,10 @@ class FakeWandb:
 
     def RunStoppedStatus(self, v: dict) -> dict:
         return {"project": {"run": {"stopped": False}}}
+
+    def UpsertView2(self, v: dict) -> dict:
+        self.views.append(v)
+        return {"upsertView": {"view": {"id": _id("View", v["name"]), "name": v["name"]}, "inserted": True}}
 
     def CreateRunFiles(self, v: dict) -> dict:  # the client crashes on an answer without these
         key = f"{v.get('project')}/{v['run']}"

@@ -38,9 +38,13 @@ def summary(result: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in result.items() if key not in _ABOUT}
 
 
-def sweep_name(folder: Path) -> str:
-    """The name of the sweep in `folder`: DATE/TIME for outputs/sweeps/DATE/TIME, the folder's own name elsewhere."""
-    parts = folder.absolute().parts
+def sweep_of(run_dir: Path) -> str | None:
+    """The name of the sweep that the run in a folder is a job of: DATE/TIME for a job of outputs/sweeps/DATE/TIME, the
+    name of the sweep's folder elsewhere, None for a run of its own."""
+    sweep = run_dir.absolute().parent
+    if not ((sweep / "sweep.yaml").is_file() or (sweep / "multirun.yaml").is_file()):
+        return None
+    parts = sweep.parts
     if "sweeps" not in parts[:-1]:
-        return folder.absolute().name
+        return sweep.name
     return "/".join(parts[len(parts) - parts[::-1].index("sweeps") :])

@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -29,12 +27,12 @@ import yaml
 from gpt2x.errors import UserError
 from gpt2x.files import shown
 from gpt2x.tracking import wandb as tracking
-from gpt2x.tracking.description import code_version, description, summary, sweep_name
+from gpt2x.tracking.description import code_version, description, summary, sweep_of
+from gpt2x.tracking.server import Server
 from gpt2x.tracking.tracker import one_line, read_metrics, read_samples
 
 SYNC_TIMEOUT = 120.0
 """Seconds that the server may take for the last rows of a run; WANDB_FINISH_TIMEOUT overrides it."""
-_RETRIES = 3  # of a request; wandb's own 20 take an hour
 
 
 @dataclass(frozen=True)
@@ -66,14 +64,15 @@ def sync_runs(
     result with its reason, and the others are sent.
     """
     report = []
-    with _Server() as server:
+    with Server() as server:
         for folder in map(Path, folders):
             try:
                 with _locked(folder) as free:
                     synced = _sync(_Run(folder, project, entity), server) if free else Synced(folder, "running")
             except Exception as error:
                 synced = Synced(folder, "failed", reason=one_line(error))
-                server.restart()
+                with contextlib.suppress(UserError):  # then the other runs say so themselves
+                    server.connect()
             say(str(synced))
             report.append(synced)
     return report
@@ -108,10 +107,7 @@ class _Run:
         """What wandb.init is told, as WandbTracker would have told it."""
         overrides = self.folder / "overrides.txt"
         overrides = overrides.read_text(encoding="utf-8").splitlines() if overrides.is_file() else []
-        sweep = self.folder.absolute().parent
-        is_job = (sweep / "sweep.yaml").is_file() or (sweep / "multirun.yaml").is_file()
-        code = code_version(self.result)
-        told = description(self.config, overrides, sweep_name(sweep) if is_job else None, code)
+        told = description(self.config, overrides, sweep_of(self.folder), code_version(self.result))
         return tracking.arguments(self.config["logger"] | {"project": self.project, "entity": self.entity}, **told)
 
     def summary(self) -> dict[str, Any]:
@@ -151,78 +147,40 @@ class _Run:
                     log.with_name(f"{log.name}.synced").touch()
 
 
-class _Server:
-    """The wandb server, asked and told by the unmodified client, whose files lie in a temporary folder."""
+def _find(run: _Run, server: Server) -> Any:
+    """The server's run; None: it has none."""
+    from wandb.apis.public.runs import RunNotFoundError
+    from wandb.errors import CommError
 
-    def __enter__(self) -> _Server:
-        self._stack = contextlib.ExitStack()
-        with self._stack:
-            self._folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True)))
-            before = dict(os.environ)
-            self._stack.callback(lambda: (os.environ.clear(), os.environ.update(before)))
-            self._stack.callback(tracking.restart)
-            self._connect()
-            self._stack = self._stack.pop_all()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
-
-    def restart(self) -> None:
-        """Begin anew after an error."""
-        tracking.restart()
-        with contextlib.suppress(UserError):  # then each of the other runs says so
-            self._connect()
-
-    def _connect(self) -> None:
-        found = tracking.setup(self._folder, x_graphql_retry_max=_RETRIES, x_graphql_retry_wait_max_seconds=4)
-        self.url = found.base_url
-        self._timeout = found.finish_timeout or SYNC_TIMEOUT
-        import wandb
-
-        try:
-            self._api = wandb.Api(timeout=20)
-            self.entity = self._api.default_entity
-        except Exception as error:
-            raise UserError(
-                f"nothing is sent: {self.url} cannot be used ({one_line(error)})\n"
-                f"  With an account: wandb login, or WANDB_API_KEY=...; for a server of your own: wandb login --host=URL.\n"
-                f"  Without one: gpt2x-compare and wandb leet show the runs offline."
-            ) from None
-
-    def find(self, run: _Run) -> Any:
-        """The server's run; None: it has none."""
-        from wandb.apis.public.runs import RunNotFoundError
-        from wandb.errors import CommError
-
-        self._api.flush()  # or what it knew before is given again
-        try:
-            return self._api.run(f"{run.entity}/{run.project}/{run.record['id']}")
-        except CommError as error:
-            if isinstance(error.exc, RunNotFoundError):
-                return None
-            raise
-
-    def open(self, run: _Run) -> Any:
-        """The wandb run, begun or gone on with. Nothing of this machine or this moment is noted in it."""
-        import wandb
-
-        settings = wandb.Settings(
-            silent=True,
-            console="off",
-            disable_git=True,
-            x_disable_meta=True,
-            x_disable_stats=True,
-            x_save_requirements=False,
-            init_timeout=30,
-            finish_timeout=self._timeout,
-            finish_timeout_raises=True,
-        )
-        about = run.about() | {"id": run.record["id"], "resume": "allow", "reinit": "finish_previous"}
-        return wandb.init(mode="online", dir=str(self._folder), settings=settings, **about)
+    server.api.flush()  # or what it knew before is given again
+    try:
+        return server.api.run(f"{run.entity}/{run.project}/{run.record['id']}")
+    except CommError as error:
+        if isinstance(error.exc, RunNotFoundError):
+            return None
+        raise
 
 
-def _sync(run: _Run, server: _Server) -> Synced:
+def _open(run: _Run, server: Server) -> Any:
+    """The wandb run, begun or gone on with. Nothing of this machine or this moment is noted in it."""
+    import wandb
+
+    settings = wandb.Settings(
+        silent=True,
+        console="off",
+        disable_git=True,
+        x_disable_meta=True,
+        x_disable_stats=True,
+        x_save_requirements=False,
+        init_timeout=30,
+        finish_timeout=server.finish_timeout or SYNC_TIMEOUT,
+        finish_timeout_raises=True,
+    )
+    about = run.about() | {"id": run.record["id"], "resume": "allow", "reinit": "finish_previous"}
+    return wandb.init(mode="online", dir=str(server.folder), settings=settings, **about)
+
+
+def _sync(run: _Run, server: Server) -> Synced:
     run.entity = run.entity or server.entity
     where = {"server": server.url, "project": run.project, "entity": run.entity}
     asked = {"rows": len(run.rows), "status": run.status}
@@ -232,7 +190,7 @@ def _sync(run: _Run, server: _Server) -> Synced:
     if "id" not in run.record:  # noted before anything is sent: whatever happens now, there will be one run
         run.note(id=tracking.new_id(), mode="replayed", folders=[])
 
-    known = server.find(run)
+    known = _find(run, server)
     there = _rows_of(known)
     missing = []
     for kind, row in run.rows:
@@ -244,7 +202,7 @@ def _sync(run: _Run, server: _Server) -> Synced:
     pictures = run.pictures if missing or not known else [p for p in run.pictures if f"plots/{p.stem}" not in known.summary]
     outcome = Synced(run.folder, "up to date")
     if missing or pictures or not known or known.state != run.state:
-        online = server.open(run)
+        online = _open(run, server)
         url = online.url
         tracking.define_metrics(online)
         for kind, row in missing:
@@ -252,7 +210,7 @@ def _sync(run: _Run, server: _Server) -> Synced:
         for picture in pictures:
             online.log(tracking.picture_shown(picture))
         tracking.close(online, run.status, run.summary())
-        taken = server.find(run)
+        taken = _find(run, server)
         expected = (known.historyLineCount if known else 0) + len(missing) + len(pictures)
         if taken is None or taken.historyLineCount != expected:
             raise UserError("the server did not take every row; do it again and the rest is sent")
