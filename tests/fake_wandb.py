@@ -1,7 +1,7 @@
 """A stand-in for wandb's server on 127.0.0.1: what the unmodified client sends is there for a test to look at.
 
-It answers as much of the protocol as wandb 0.31 needs to log a run online, to resume it, to upload its media
-and to `wandb sync` an offline run.
+It answers as much of the protocol as wandb 0.31 needs to log a run online, to resume it, to upload its media, to
+`wandb sync` an offline run, to ask for a run and its rows, and to save a workspace.
 
     with FakeWandb() as server:
         subprocess.run(..., env={**os.environ, **server.env()})
@@ -34,11 +34,13 @@ class FakeWandb:
 
     `runs` holds what it was told: "project/id" -> a dict with `state`, `group`, `jobType`, `displayName`, `tags`,
     `notes`, `config`, `summary`, `exitcode`, `history` (a dict a row) and `files` (name -> bytes).
+    `views` are the saved workspaces, as they were sent.
     `fault(method, path)` may be set to give a status with which to refuse a request, None to let it pass.
     """
 
     def __init__(self) -> None:
         self.runs: dict[str, dict[str, Any]] = {}
+        self.views: list[dict[str, Any]] = []
         self.requests: list[str] = []
         self.fault: Callable[[str, str], int | None] | None = None
         self.lock = threading.RLock()
@@ -107,6 +109,8 @@ class FakeWandb:
     def Viewer(self, v: dict) -> dict:
         return {"viewer": {"id": _id("User", ENTITY), "entity": ENTITY, "username": ENTITY, "flags": "{}"}}
 
+    GetDefaultEntity = Viewer
+
     def ServerFeaturesQuery(self, v: dict) -> dict:
         return {"serverInfo": {"features": []}}
 
@@ -128,8 +132,28 @@ class FakeWandb:
         model["entity"] = {"id": _id("Entity", ENTITY), "name": ENTITY}
         return {"model": model | {"bucket": self._bucket(run) if run else None}}
 
+    def Run(self, v: dict) -> dict:
+        run = self._find(v["project"], v.get("name") or v.get("runName") or v["run"])
+        if run is None:
+            return {"project": {"run": None}}
+        last = max((row["_step"] for row in run["history"]), default=-1)
+        node = self._bucket(run) | {"historyKeys": {"sets": [], "keys": {}, "lastStep": last}}
+        # wandb.Api's scan_history asks whether there is a file of older rows, then for the rows with some keys.
+        node["parquetHistory"] = {"liveData": run["history"], "parquetUrls": []}
+        if spec := json.loads(v.get("spec") or "null"):
+            within = (row for row in run["history"] if spec["minStep"] <= row["_step"] <= spec["maxStep"])
+            rows = [{key: row[key] for key in spec["keys"]} for row in within if set(spec["keys"]) <= row.keys()]
+            node["sampledHistory"] = [rows[: spec["samples"]]]
+        return {"project": {"run": node}}
+
+    RunHistoryKeys = RunParquetHistory = SampledHistoryPage = Run
+
     def RunStoppedStatus(self, v: dict) -> dict:
         return {"project": {"run": {"stopped": False}}}
+
+    def UpsertView2(self, v: dict) -> dict:
+        self.views.append(v)
+        return {"upsertView": {"view": {"id": _id("View", v["name"]), "name": v["name"]}, "inserted": True}}
 
     def CreateRunFiles(self, v: dict) -> dict:  # the client crashes on an answer without these
         key = f"{v.get('project')}/{v['run']}"

@@ -129,6 +129,11 @@ def read_metrics(run_dir: Path | str) -> list[dict[str, Any]]:
     return [row for _, row in _rows(Path(run_dir) / "metrics.jsonl")]
 
 
+def read_samples(run_dir: Path | str) -> list[dict[str, Any]]:
+    """The rows of a run's samples.jsonl, as `read_metrics` reads the other file."""
+    return [row for _, row in _rows(Path(run_dir) / "samples.jsonl")]
+
+
 def one_line(error: BaseException) -> str:
     """An exception as one short line for the log."""
     return (" ".join(str(error).split()) or type(error).__name__)[:300]

@@ -1,7 +1,8 @@
 """Weights & Biases beside the run's own files: it shows a run, it never stops one.
 
 Whatever goes wrong (no key, a bad key, no server, a server that dies) costs the dashboard, not the run: wandb
-keeps every row in a folder under `outputs/wandb`, which `wandb leet` shows and `wandb sync` uploads.
+keeps every row in a folder under `outputs/wandb`, which `wandb leet` shows, and `gpt2x-compare RUN sync=true` sends what
+the server has not got (sync.py). The functions at the end are what both use.
 """
 
 from __future__ import annotations
@@ -64,62 +65,47 @@ class WandbTracker(Tracker):
         if "disabled" in (mode, os.environ.get("WANDB_MODE") if mode == "auto" else None):
             return
         self._outputs, self._record = Path(outputs).resolve(), Path(run_dir) / "wandb.json"
+        self._sync = f"gpt2x-compare {_shown(Path(run_dir))} sync=true"  # not wandb sync, which sends some rows twice
         try:
             known = json.loads(self._record.read_text()) if self._record.is_file() else {}
-            self._run = self._open(
-                mode,
-                init_timeout,
-                project=project,
-                entity=entity,
-                group=group or sweep,
-                tags=list(tags),
-                notes=notes or " ".join(overrides),
-                name=name,
-                job_type=job_type,
-                config=config,
-                id=known.get("id"),
-            )
+            settings = {"project": project, "entity": entity, "group": group, "tags": tags, "notes": notes}
+            about = arguments(settings, config=config, name=name, job_type=job_type, sweep=sweep, overrides=overrides)
+            self._run = self._open(mode, init_timeout, id=known.get("id") or new_id(), **about)
             if self._run is not None:
-                self._describe(known.get("folders", []))
+                define_metrics(self._run)
+                self._note(known.get("folders", []))
         except Exception as error:
             self._run = None
             _log.warning("wandb is off for this run: %s", one_line(error))
 
     def log(self, row: dict[str, Any]) -> None:
         if self._run is not None:
-            self._run.log({"trainer/step" if key == "step" else key: _shown_by_wandb(value) for key, value in row.items()})
+            self._run.log(row_shown(row))
 
     def sample(self, row: dict[str, Any]) -> None:
-        """Log the text as a small page: a table would be sent anew, and longer, each time."""
         if self._run is not None:
-            import wandb
-
-            page = f"<pre style='white-space: pre-wrap'><b>{html.escape(row['prompt'])}</b>{html.escape(row['text'])}</pre>"
-            self._run.log({"trainer/step": row["step"], "sample": wandb.Html(page, inject=False)})
+            self._run.log(sample_shown(row))
 
     def picture(self, path: Path) -> None:
         if self._run is not None:
-            import wandb
-
-            self._run.log({f"plots/{path.stem}": wandb.Image(str(path))})
+            self._run.log(picture_shown(path))
 
     def finish(self, status: str, summary: dict[str, Any]) -> None:
         run, self._run = self._run, None
         if run is None:
             return
         try:
-            run.summary.update({**summary, "status": status})
-            run.finish(exit_code=0 if status == "finished" else 1)
+            close(run, status, summary)
         except TimeoutError:
-            _log.warning("wandb: the server did not take everything in time; upload the rest with: %s", self._sync)
+            _log.warning("wandb: the server did not take everything in time; send the rest with: %s", self._sync)
         except Exception as error:
-            _log.warning("wandb: the run is not closed (%s); upload it with: %s", one_line(error), self._sync)
-            _restart()
+            _log.warning("wandb: the run is not closed (%s); send it with: %s", one_line(error), self._sync)
+            restart()
 
     def _open(self, mode: str, init_timeout: float, **about: Any) -> Any:
         """Start a wandb run: online if it may and can be, else offline. None: wandb is disabled."""
         shared = self._outputs / "wandb"
-        found = _setup(shared)
+        found = setup(shared)
         import wandb
 
         if mode == "auto":
@@ -127,7 +113,6 @@ class WandbTracker(Tracker):
         if mode == "disabled":
             return None
 
-        about["id"] = about["id"] or uuid.uuid4().hex[:8]
         about["settings"] = wandb.Settings(
             silent=True,
             init_timeout=init_timeout,
@@ -146,40 +131,23 @@ class WandbTracker(Tracker):
                 return run
             except Exception as error:
                 problem = error
-                _restart()  # the failed attempt holds the id, and leaves a folder with an empty log
-                _setup(shared)
+                restart()  # the failed attempt holds the id, and leaves a folder with an empty log
+                setup(shared)
                 for folder in set(shared.glob(f"run-*-{about['id']}*")) - earlier:
                     shutil.rmtree(folder, ignore_errors=True)
         run = wandb.init(mode="offline", **about)
         keyless = problem is None or isinstance(problem, wandb.UsageError)
         because = f" ({one_line(problem).rstrip('.')})" if problem else ""
-        hint = f"wandb: offline{because}; upload: wandb sync {_shown(_folder(run))}; look: wandb leet {_shown(shared)}"
+        hint = f"wandb: offline{because}; send: {self._sync}; look: wandb leet {_shown(shared)}"
         _log.log(logging.INFO if keyless else logging.WARNING, "%s", hint)
         return run
 
-    def _describe(self, folders: list[str]) -> None:
-        """Tell wandb how to draw the run, and note in the run's folder where it is."""
+    def _note(self, folders: list[str]) -> None:
+        """Note in the run's folder where its wandb run is."""
         run = self._run
-        run.define_metric("trainer/step")
-        run.define_metric("*", step_metric="trainer/step")
-        run.define_metric("val/loss", step_metric="trainer/step", summary="min,last")
         folders = [*folders, os.path.relpath(_folder(run), self._outputs)]
         mode = "offline" if run.offline else "online"
-        record = {"id": run.id, "project": run.project, "entity": run.entity, "mode": mode, "folders": folders}
-        write_atomic(self._record, json.dumps(record, indent=2) + "\n")
-        self._sync = f"wandb sync {'' if run.offline else '--include-online '}{_shown(_folder(run))}"
-
-
-def _shown_by_wandb(value: Any) -> Any:
-    """A table of numbers ({row: {column: number}}, or a list of {column: number}) as wandb's own table."""
-    if not isinstance(value, (dict, list)):
-        return value
-    import wandb
-
-    if isinstance(value, dict):
-        columns = [str(name) for name in next(iter(value.values()))]
-        return wandb.Table(columns=["", *columns], data=[[str(name), *row.values()] for name, row in value.items()])
-    return wandb.Table(columns=list(value[0]), data=[list(row.values()) for row in value])
+        note(self._record, {"id": run.id, "project": run.project, "entity": run.entity, "mode": mode, "folders": folders})
 
 
 def _folder(run: Any) -> Path:
@@ -191,8 +159,79 @@ def _shown(path: Path) -> str:
     return shlex.quote(shown(path))
 
 
-def _setup(shared: Path) -> Any:
-    """Set up wandb for this process, with its files in `shared`; gives wandb's settings."""
+def new_id() -> str:
+    """A name for a wandb run that no other has."""
+    return uuid.uuid4().hex[:8]
+
+
+def arguments(
+    settings: dict[str, Any], *, config: dict[str, Any], name: str, job_type: str, sweep: str | None, overrides: list[str]
+) -> dict[str, Any]:
+    """What wandb.init is told of a run; `settings` are WandbConfig's, the others those of WandbTracker."""
+    return {
+        "project": settings["project"],
+        "entity": settings["entity"],
+        "group": settings.get("group") or sweep,
+        "tags": list(settings.get("tags") or []),
+        "notes": settings.get("notes") or " ".join(overrides),
+        "name": name,
+        "job_type": job_type,
+        "config": config,
+    }
+
+
+def note(file: Path, record: dict[str, Any]) -> None:
+    """Write a run's wandb.json."""
+    write_atomic(file, json.dumps(record, indent=2) + "\n")
+
+
+def define_metrics(run: Any) -> None:
+    """Tell wandb how to draw a run."""
+    run.define_metric("trainer/step")
+    run.define_metric("*", step_metric="trainer/step")
+    run.define_metric("val/loss", step_metric="trainer/step", summary="min,last")
+
+
+def row_shown(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of metrics as it is logged to wandb."""
+    return {"trainer/step" if key == "step" else key: _table_shown(value) for key, value in row.items()}
+
+
+def sample_shown(row: dict[str, Any]) -> dict[str, Any]:
+    """A generated text as it is logged to wandb: a small page, as a table would be sent anew, and longer, each time."""
+    import wandb
+
+    page = f"<pre style='white-space: pre-wrap'><b>{html.escape(row['prompt'])}</b>{html.escape(row['text'])}</pre>"
+    return {"trainer/step": row["step"], "sample": wandb.Html(page, inject=False)}
+
+
+def picture_shown(path: Path) -> dict[str, Any]:
+    """A picture of a run as it is logged to wandb."""
+    import wandb
+
+    return {f"plots/{path.stem}": wandb.Image(str(path))}
+
+
+def _table_shown(value: Any) -> Any:
+    """A table of numbers ({row: {column: number}}, or a list of {column: number}) as wandb's own table."""
+    if not isinstance(value, (dict, list)):
+        return value
+    import wandb
+
+    if isinstance(value, dict):
+        columns = [str(name) for name in next(iter(value.values()))]
+        return wandb.Table(columns=["", *columns], data=[[str(name), *row.values()] for name, row in value.items()])
+    return wandb.Table(columns=list(value[0]), data=[list(row.values()) for row in value])
+
+
+def close(run: Any, status: str, summary: dict[str, Any]) -> None:
+    """End a wandb run. Raises TimeoutError if the server does not take everything in time."""
+    run.summary.update({**summary, "status": status})
+    run.finish(exit_code=0 if status == "finished" else 1)
+
+
+def setup(shared: Path, **settings: Any) -> Any:
+    """Set up wandb for this process, with its files in `shared`; gives wandb's settings. It never prompts."""
     shared.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     # Artifacts wait in the data folder for `wandb sync`, which does not miss a lost one: so not in the home folder, where
@@ -202,13 +241,13 @@ def _setup(shared: Path) -> Any:
     import wandb
 
     silent = wandb.Settings(silent=True)  # also: never prompt
-    settings = wandb.setup(silent).settings
+    found = wandb.setup(wandb.Settings(silent=True, **settings)).settings
     wandb.termsetup(silent, _log)  # its messages go to our log
     logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns of each row that a dead background process misses
-    return settings
+    return found
 
 
-def _restart() -> None:
+def restart() -> None:
     """Have wandb's background process started anew for the next run; it may be dead, or hold a failed one."""
     import wandb
 

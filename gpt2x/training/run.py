@@ -29,6 +29,7 @@ from gpt2x.task.config import InstructionTuningConfig
 from gpt2x.task.template import load_template
 from gpt2x.tokenizer import base as tokenizers
 from gpt2x.tracking.console import Progress, clock, size
+from gpt2x.tracking.description import code_version, description, summary
 from gpt2x.tracking.tracker import RunFiles, Tracker, Trackers
 from gpt2x.training.checkpoint import Checkpoint, Checkpoints
 from gpt2x.training.config import RunInitConfig, ScratchConfig
@@ -42,13 +43,11 @@ from gpt2x.training.streams import RandomStreams
 from gpt2x.training.trainer import Trainer, TrainState
 
 log = logging.getLogger(__name__)
-_TASKS = {"text": "lm", "table": "classifier", "instructions": "instruct"}
 _NEXT = {  # what one can do with a finished run of each kind
     "text": ["gpt2x-generate checkpoint={}"],
     "table": ["gpt2x-generate checkpoint={} interactive=true", "gpt2x-evaluate checkpoint={} evaluation=classification"],
     "instructions": ["gpt2x-generate checkpoint={} interactive=true", "gpt2x-evaluate checkpoint={} evaluation=rouge"],
 }
-_NOT_IN_NAME = ("name=", "resume=", "paths.", "logger", "hydra.")  # overrides that say nothing of what the run is
 
 
 @dataclass(frozen=True)
@@ -195,11 +194,7 @@ def _tracking(config: TrainConfig, folder: RunFolder, checkpoint: Checkpoint | N
         config.logger,
         run_dir=folder.path,
         outputs=Path(config.paths.outputs),
-        config=asdict(config),
-        name=" ".join([config.name, *(o for o in folder.overrides if not o.startswith(_NOT_IN_NAME))])[:128],
-        job_type=_TASKS[config.task.data_kind],
-        sweep=sweep,
-        overrides=folder.overrides,
+        **description(asdict(config), folder.overrides, sweep, code_version(folder.about)),
     )
     tracker = Trackers([files, logger])
     try:
@@ -209,7 +204,7 @@ def _tracking(config: TrainConfig, folder: RunFolder, checkpoint: Checkpoint | N
         folder.end(error)
         raise
     finally:
-        tracker.finish(folder.result["status"], folder.summary())
+        tracker.finish(folder.result["status"], summary(folder.result))
 
 
 def _frozen(config: TrainConfig, model: nn.Module, data: Any, device: Device, steps: int) -> FrozenStates | None:

@@ -62,7 +62,7 @@ class RunFolder:
         log.propagate = False
         for handler in self._handlers:
             log.addHandler(handler)
-        self._about = {
+        self.about = {
             "config_hash": config_hash(self.config),
             "overrides": self.overrides,
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -105,7 +105,7 @@ class RunFolder:
             text = "".join(traceback.format_exception(error))
             # To run.log alone: the command prints the error itself.
             self._handlers[1].handle(log.makeRecord(log.name, logging.ERROR, __file__, 0, text, (), None))
-        self.result |= self.summary() | self._about
+        self.result |= self.summary() | self.about
         if self._begun:
             write_atomic(self.path / "result.json", json.dumps(self.result, indent=2) + "\n")
 
