@@ -77,21 +77,23 @@ def importance(table: pd.DataFrame, settings: Sequence[str], metric: Sequence[fl
 
 
 def _features(table: pd.DataFrame, settings: Sequence[str]) -> dict[str, np.ndarray]:
-    """A column of numbers (N,) for each setting that differs; one for those that divide the runs in the same way."""
+    """A column of numbers (N,) for each setting that differs; one for those that cannot be told apart, as they divide the
+    runs in the same way (or, of many values, put them into the same order)."""
+    import numpy as np
     import pandas as pd
 
-    by_partition: dict[bytes, tuple[list[str], np.ndarray]] = {}
+    distinct: dict[bytes, tuple[list[str], np.ndarray]] = {}
     for name in settings:
-        column = table[name]
-        codes, levels = pd.factorize(column.map(str), sort=True)
+        codes, levels = pd.factorize(table[name].map(str), sort=True)
         if len(levels) < 2:
             continue
-        if not column.map(lambda value: isinstance(value, bool)).any():
-            numbers = pd.to_numeric(column, errors="coerce")
-            codes = numbers.to_numpy(dtype="float64") if numbers.notna().all() else codes
-        partition = pd.factorize(column.map(str))[0].tobytes()
-        by_partition.setdefault(partition, ([], codes.astype("float64")))[0].append(name)
-    return {" = ".join(names): codes for names, codes in by_partition.values()}
+        if not table[name].map(lambda value: isinstance(value, bool)).any():
+            numbers = pd.to_numeric(table[name], errors="coerce")
+            codes = numbers.rank(method="dense").to_numpy() if numbers.notna().all() else codes
+        few = 2 * len(levels) <= len(codes)
+        key = pd.factorize(codes)[0] if few else codes
+        distinct.setdefault(np.asarray(key, dtype="float64").tobytes(), ([], codes))[0].append(name)
+    return {" = ".join(names): codes.astype("float64") for names, codes in distinct.values()}
 
 
 def _shares(columns_NF: np.ndarray, target: np.ndarray, seed: int, repeats: int = 10) -> tuple[float, np.ndarray]:

@@ -47,7 +47,9 @@ def runs(settings: int = 4, seeds: int = 3, rows: int = 60, every: int = 10, **m
             | {"last.val/loss": validation[-1]}
         )
     names = [str(job) for job in range(len(table))]
-    frame = pd.DataFrame(table, index=pd.Index(names, name="run", dtype=object)).astype({"error": object})
+    frame = pd.DataFrame(table, index=pd.Index(names, name="run", dtype=object))
+    texts = ["folder", "sweep", "job", "name", "status", "metric_name", "config_hash", "git_commit", "error", "overrides"]
+    frame[texts] = frame[texts].astype(object)
     logged = pd.concat(columns, ignore_index=True)
     logged["run"] = pd.Categorical(logged["run"], categories=names)
     samples = pd.DataFrame(
