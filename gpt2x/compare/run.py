@@ -47,7 +47,7 @@ def compare(config: CompareConfig) -> None:
     if config.html is not None:
         from gpt2x.compare.page import write_page
 
-        write_page(runs, Path(config.html), metric=config.metric)
+        write_page(runs, Path(config.html), metric=config.metric.removeprefix("last."))
         print(f"page   {path_shown(config.html)}")
     if config.workspace:
         from gpt2x.tracking.workspace import save_workspace
