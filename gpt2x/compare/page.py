@@ -14,7 +14,6 @@ import html
 import json
 import math
 import time
-from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from gpt2x import __version__
 from gpt2x.compare.importance import Importance, importance
 from gpt2x.compare.runs import AXES, Runs
+from gpt2x.compare.statistics import Group, decisive, groups, higher_is_better, values
 from gpt2x.config.option import show
 from gpt2x.files import write_atomic
 
@@ -38,7 +38,7 @@ SAMPLES_PER_RUN = 6
 SAMPLE_CHARACTERS = 4_000
 
 _HERE = Path(__file__).parent
-_SEED = "config.seed"  # runs that differ in nothing else repeat each other
+_WHAT_IS_LEARNED = ("config.task._target_", "config.data.name", "config.data.path", "config.data.builtin", "config.tokenizer.")
 
 
 def write_page(runs: Runs, path: str | Path, *, metric: str = "val/loss", title: str = "Comparing runs") -> None:
@@ -46,9 +46,11 @@ def write_page(runs: Runs, path: str | Path, *, metric: str = "val/loss", title:
 
     Args:
         runs: from `load_runs`; any number of them, in whatever state.
-        metric: what the runs are ranked by: their best value where it is what they were trained for, else the last one.
-            Where no run has it the page says so.
+        metric: what the runs are ranked by: their best value over the run, with "last.NAME" that of the last evaluation.
         title: the page's heading.
+
+    Raises:
+        UserError: no run has the metric (val/loss may be missing: the page then says so).
     """
     import jinja2
     from markupsafe import Markup  # comes with Jinja2
@@ -75,17 +77,27 @@ class _Page:
 
         self.runs, self.table, self.metric = runs, runs.table, metric
         self.names = [str(name) for name in self.table.index]
-        self.values = metric_of_runs(self.table, metric)
+        found = values(runs, metric).to_numpy(dtype="float64")
+        self.values = np.where(np.isfinite(found), found, np.nan)
         self.settings = runs.differing()
-        self.varied = [name for name in self.settings if name != _SEED]
+        self.varied = self._varied()
         self.metrics = _by_interest([name for name in runs.metrics if name not in ("run", *AXES)], runs.metrics)
         self.axes = [name for name in AXES if name in runs.metrics and np.isfinite(runs.metrics[name]).any()] or ["step"]
-        self.groups = self._groups()
-        self.order = np.argsort(_badness(self.values, metric), kind="stable").tolist()  # the best run first
-        self.importance = importance(self._judged(), self.varied, self._judged_values())
+        self.groups = groups(runs, metric)
+        self.places = {name: i for i, name in enumerate(self.names)}
+        worse = -self.values if higher_is_better(metric) else self.values
+        self.order = np.argsort(worse, kind="stable").tolist()  # the best run first, those without a value last
+        finished = (self.table["status"] == "finished").to_numpy()
+        self.importance = importance(self.table[finished], self.varied, self.values[finished])
         self.parallel = self._parallel()
         self.samples = self._samples()
         self.points = self._points()
+
+    def _varied(self) -> list[str]:
+        """The settings that differ and decide something, and that all runs have: of others it is the choice they belong to."""
+        configured = self.table[self.table["config_hash"].notna() | (self.table["status"] != "failed")]
+        decide = set(decisive(self.runs))
+        return [name for name in self.settings if name in decide and _everywhere(configured[name])]
 
     # ---- what is said in words
 
@@ -104,12 +116,12 @@ class _Page:
             "warnings": self._warnings(),
             "problems": self.runs.problems,
             "columns": columns,
-            "rows": [list(zip(row, columns, strict=True)) for row in rows],
+            "rows": [list(zip(rows[i], columns, strict=True)) for i in self.order],
             "metrics": self.metrics,
             "axes": [(name, AXIS_NAMES[name]) for name in self.axes],
             "left": left,
             "right": next(iter(others), left),
-            "repeated": any(len(group) > 1 for group in self.groups),
+            "repeated": any(len(group.runs) > 1 for group in self.groups),
             "curves_note": self._curves_note(),
             "parallel": bool(self.parallel),
             "settings_note": self._settings_note(),
@@ -142,13 +154,7 @@ class _Page:
         warnings = []
         if not np.isfinite(self.values).any():
             warnings.append(f"None of the runs has a {self.metric} yet.")
-        apart = [
-            group
-            for group in ("task", "data", "tokenizer")
-            if any(
-                name in (f"config.{group}._target_", f"config.{group}.kind", f"config.{group}.path") for name in self.settings
-            )
-        ]
+        apart = sorted({name.split(".")[1] for name in self.settings if name.startswith(_WHAT_IS_LEARNED)})
         if apart:
             warnings.append(
                 f"The runs differ in their {' and '.join(apart)}: losses of different tasks, data or tokenizers do not "
@@ -158,34 +164,29 @@ class _Page:
 
     def _curves_note(self) -> str:
         longest = int(self.runs.metrics.groupby("run", observed=True).size().max()) if len(self.runs.metrics) else 0
-        thinned = (
-            f" A point is the mean of up to {math.ceil(longest / self.points)} logged rows." if longest > self.points else ""
-        )
+        rows = math.ceil(longest / self.points)
         return (
-            "Drag to zoom, double-click to go back, point at a curve for its run." + thinned + " Smoothing is an exponential "
-            "moving average whose half-life is 0.5, 2 or 8 % of a curve's points."
+            "Drag to zoom, double-click to go back, point at a curve for its run. Smoothing is an exponential moving average "
+            "whose half-life is 0.5, 2 or 8 % of a curve's points."
+            + (f" A point is the mean of up to {rows} logged rows." if rows > 1 else "")
         )
 
     def _settings_note(self) -> str:
         if not self.varied:
-            what = "It is a single run." if len(self.table) == 1 else "All runs have the same settings, but for the seed."
-            return f"{what} There is nothing to draw."
+            return "No setting that decides anything differs between the runs: there is nothing to draw."
         if not self.parallel:
             return f"No run has a {self.metric}: there is nothing to draw."
-        cut = (
-            f" The first {PARALLEL_SETTINGS} of {len(self.varied)} settings are shown."
-            if len(self.varied) > PARALLEL_SETTINGS
-            else ""
-        )
+        cut = f" These are {PARALLEL_SETTINGS} of {len(self.varied)} settings." if len(self.varied) > PARALLEL_SETTINGS else ""
         return f"A line is a run. Drag along an axis to keep a part of it, or an axis by its name to move it.{cut}"
 
     def _importance_note(self) -> str:
         if isinstance(self.importance, str):
             return self.importance
+        found = self.importance
         return (
-            f"How much of its R² ({self.importance.r2:.2f}) a random forest, which predicts the rank of {self.metric}, loses on "
-            f"runs it has not seen when a setting is shuffled: n = {self.importance.n} runs, five folds, ± standard error over them. "
-            "It says what mattered in these runs, not what would elsewhere."
+            f"How much of the differences in {self.metric} (the variance of its rank) hangs on a setting, alone or with "
+            f"others, as a random forest sees it that explains {found.r2:.0%} of them in runs it has not seen. n = {found.n} "
+            "finished runs; ± standard error over five folds. It is about these runs and the range they tried, nothing else."
         )
 
     def _importance_label(self) -> str | None:
@@ -210,18 +211,17 @@ class _Page:
         if table["error"].notna().any():
             named["error"] = table["error"]
         named |= {_short(name): table[name] for name in self.settings}
+        hidden |= {_short(name) for name in self.settings if name in decisive(self.runs) and name not in self.varied}
         for name in [name for name in table if name.startswith("last.")]:
-            if table[name].notna().any() and not (
-                name == f"last.{self.metric}" and (table["metric_name"] != self.metric).all()
-            ):
+            if table[name].notna().any() and name != self.metric:
                 named[f"last {name[5:]}"] = table[name]
                 hidden |= {f"last {name[5:]}"} if _seldom(name[5:]) else set()
         named |= {name: table[name] for name in ("parameters", "flops", "started", "overrides", "git_commit")}
         named = {title: column for title, column in named.items() if title in ("run", "status") or column.notna().any()}
         columns = [{"title": title, "number": _is_number(column), "hidden": title in hidden} for title, column in named.items()]
         cells = [
-            [_cell(value, column["number"], column["title"]) for value in values]
-            for column, values in zip(columns, named.values(), strict=True)
+            [_cell(value, column["number"], column["title"]) for value in cells]
+            for column, cells in zip(columns, named.values(), strict=True)
         ]
         return columns, [[column[i] for column in cells] for i in range(len(table))]
 
@@ -242,7 +242,10 @@ class _Page:
             "runs": self.names,
             "labels": [_label(name) for name in self.names],
             "order": self.order,
-            "groups": [{"label": _label(self._group_name(group)), "runs": group} for group in self.groups],
+            "groups": [
+                {"label": _label(_group_name(group), 80), "runs": [self.places[run] for run in group.runs]}
+                for group in self.groups
+            ],
             "axes": AXIS_NAMES,
             "curves": curves,
             "arrays": arrays.encoded,
@@ -254,22 +257,10 @@ class _Page:
             "samples": self.samples,
         }
 
-    def _groups(self) -> list[list[int]]:
-        """Positions of the runs that have the same settings but for the seed, in the order of their first."""
-        groups: dict[tuple, list[int]] = {}
-        for i, values in enumerate(zip(*(self.table[name].map(show) for name in self.varied), strict=True)):
-            groups.setdefault(values, []).append(i)
-        return list(groups.values()) or [list(range(len(self.table)))]
-
-    def _group_name(self, group: list[int]) -> str:
-        """Its settings that differ, of as many as fit in a legend."""
-        row = self.table.iloc[group[0]]
-        said = ", ".join(f"{_short(name).rpartition('.')[2]}={_shown(row[name])}" for name in self.varied[:4])
-        return f"{said or 'all runs'}{', …' if len(self.varied) > 4 else ''} (n={len(self._counted(group))})"
-
-    def _counted(self, group: list[int]) -> list[int]:
-        """Its runs that a mean is taken over: the finished ones, if there are any."""
-        return [i for i in group if self.table["status"].iloc[i] == "finished"] or group
+    def _counted(self, group: Group) -> list[int]:
+        """The runs that a group's mean is taken over: the finished ones, if there are any."""
+        finished = [run for run in group.runs if self.table.at[run, "status"] == "finished"]
+        return [self.places[run] for run in finished or group.runs]
 
     def _points(self) -> int:
         """How many points a curve may have for the page to stay small."""
@@ -305,17 +296,6 @@ class _Page:
         thin = {name: arrays.add(_thin(values, self.points)) for name, values in curve.items()}
         return {"x": {axis: thin[axis] for axis in self.axes}} | {name: thin[name] for name in ("y", "error") if name in thin}
 
-    def _judged(self) -> pd.DataFrame:
-        return self.table[self._finished()]
-
-    def _judged_values(self) -> np.ndarray:
-        return self.values[self._finished()]
-
-    def _finished(self) -> np.ndarray:
-        import numpy as np
-
-        return (self.table["status"] == "finished").to_numpy() & np.isfinite(self.values)
-
     def _importance_bars(self) -> dict[str, Any] | None:
         if not isinstance(self.importance, Importance):
             return None
@@ -341,11 +321,10 @@ class _Page:
         samples = self.runs.samples
         if not len(samples):
             return {}
-        place = {name: i for i, name in enumerate(self.names)}
         last = samples[samples["step"] == samples.groupby("run")["step"].transform("max")]
         found: dict[int, list[dict[str, str]]] = {}
         for row in last.to_dict("records"):
-            texts = found.setdefault(place[row["run"]], [])
+            texts = found.setdefault(self.places[row["run"]], [])
             if len(texts) < SAMPLES_PER_RUN:
                 asked = row["question"] if isinstance(row["question"], str) else row["prompt"]
                 known = {"step": f"{row['step']:,}", "prompt": asked, "text": row["text"], "reference": row["reference"]}
@@ -369,26 +348,16 @@ class _Arrays:
         return self._known[packed]
 
 
-def metric_of_runs(table: pd.DataFrame, metric: str) -> np.ndarray:
-    """The `metric` of each run (N,): its best where the run was trained for it, else its last one, else NaN."""
-    import numpy as np
-
-    last = table[f"last.{metric}"].to_numpy(dtype="float64") if f"last.{metric}" in table else np.full(len(table), np.nan)
-    best = table["metric"].to_numpy(dtype="float64")
-    values = np.where((table["metric_name"] == metric).to_numpy() & np.isfinite(best), best, last)
-    return np.where(np.isfinite(values), values, np.nan)
+def _everywhere(column: pd.Series) -> bool:
+    """Whether every run has the setting; one that is null has it."""
+    return not column.map(lambda value: isinstance(value, float) and math.isnan(value)).any()
 
 
-def _badness(values: np.ndarray, metric: str) -> np.ndarray:
-    """What sorts the best run to the front and those without a value to the end."""
-    import numpy as np
-
-    return np.where(np.isnan(values), np.inf, -values if _more_is_better(metric) else values)
-
-
-def _more_is_better(metric: str) -> bool:
-    words = ("accuracy", "f1", "auroc", "precision", "recall", "rouge", "tokens_per_s", "kappa", "mcc", "score")
-    return any(word in metric for word in words)
+def _group_name(group: Group) -> str:
+    """Its settings that others have otherwise, as many as a legend can hold."""
+    settings = [(name.rpartition(".")[2], _shown(value)) for name, value in group.settings.items()]
+    said = ", ".join(f"{name}={value}" for name, value in settings[:4])
+    return f"{said or 'all runs'}{', …' if len(settings) > 4 else ''} (n={max(1, group.n)})"
 
 
 def _by_interest(metrics: list[str], frame: pd.DataFrame) -> list[str]:
@@ -487,18 +456,18 @@ def _cell(value: Any, number: bool, title: str) -> dict[str, str]:
 
 def _shown(value: Any) -> str:
     """A value as one types it; a number that is missing, or a setting that a run does not have, as a dash."""
-    if value is None:
-        return "null"
     if isinstance(value, float) and math.isnan(value):
         return "–"
-    return value if isinstance(value, str) else _number(value) if isinstance(value, float) else show(value)
+    return value if isinstance(value, str) else show(value.item() if hasattr(value, "item") else value)
 
 
 def _number(value: float) -> str:
     """Short, and with enough digits to tell runs apart."""
     if math.isnan(value):
         return "–"
-    if value == int(value) if math.isfinite(value) else False:
+    if not math.isfinite(value):
+        return str(value)
+    if value == int(value):
         return f"{value:,.0f}" if abs(value) < 1e9 else f"{value:.3e}"
     return f"{value:.5g}" if abs(value) < 1e4 else f"{value:,.1f}" if abs(value) < 1e9 else f"{value:.3e}"
 
@@ -519,11 +488,15 @@ def _cut(text: str) -> str:
 
 
 def _when(started: pd.Series) -> str:
+    """From the first start to the last."""
     known = started.dropna()
     if not len(known):
         return ""
-    first, last = (f"{moment:%d %B %Y, %H:%M}" for moment in (known.min(), known.max()))
-    return f"started {first} UTC" if first == last else f"started between {first} and {last} UTC"
+    first, last = known.min(), known.max()
+    end = f"{last:%H:%M}" if first.date() == last.date() else f"{last:%d %B %Y, %H:%M}"
+    if len(known) == 1:
+        return f"started {first:%d %B %Y, %H:%M} UTC"
+    return f"started {first:%d %B %Y, %H:%M} to {end} UTC"
 
 
 def _json(value: Any) -> str:

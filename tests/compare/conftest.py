@@ -40,8 +40,8 @@ def outputs(tmp_path_factory) -> Path:
     for number, (lr, seed) in enumerate(jobs):
         run(sweep / str(number), f"optimizer.lr={lr}", f"seed={seed}")
     single = folder / "runs" / "2026-11-24"
-    with pytest.raises(UserError):
-        run(single / "failed", "optimizer=sgd", "optimizer.lr=100", "trainer.clip_norm=null")  # diverges
+    with pytest.raises(UserError):  # it diverges
+        run(single / "failed", "optimizer=sgd", "optimizer.lr=100", "trainer.clip_norm=null")
     run(single / "interrupted", "seed=4")
     (single / "interrupted" / "result.json").write_text(
         (single / "interrupted" / "result.json").read_text().replace('"finished"', '"interrupted"')
