@@ -21,9 +21,10 @@ RUNS_PER_SETTING = 3
 class Importance:
     """`settings` from the most important one on, with the `mean` and the standard `error` of each, of `n` runs.
 
-    An importance is what the forest's R² on runs it has not seen loses when that setting is shuffled among them; 0 is
-    none, and about `r2`, what the forest reaches unshuffled, is all there is. Settings that always change together
-    cannot be told apart and share a line ("a = b").
+    An importance is the share of the variance of the metric's rank that hangs on a setting, alone or together with others
+    (0 none, 1 all; settings that act together count twice, so the sum may be more): Sobol's total index, as a forest sees
+    it that explains the share `r2` in runs it has not seen. Settings that always change together cannot be told apart and
+    share a line ("a = b").
     """
 
     settings: list[str]
@@ -34,7 +35,8 @@ class Importance:
 
 
 def importance(table: pd.DataFrame, settings: Sequence[str], metric: Sequence[float], seed: int = 0) -> Importance | str:
-    """Permutation importance (Breiman, Random Forests, 2001), on held-out runs of five-fold cross-validation.
+    """Permutation importance (Breiman, Random Forests, 2001) in five-fold cross-validation, halved, as a shuffled setting
+    errs on both sides (Gregorutti et al., Correlation and variable importance in random forests, 2017).
 
     The metric's rank is predicted, not its value, so that one diverged run does not decide everything.
 
@@ -64,10 +66,12 @@ def importance(table: pd.DataFrame, settings: Sequence[str], metric: Sequence[fl
         return "All runs have the same result."
     ranks = pd.Series(values).rank(pct=True).to_numpy()
     names, columns_NF = list(features), np.stack(list(features.values()), axis=1)
-    r2, drops_BF = _drops(columns_NF, ranks, seed)
+    r2, shares_BF = _shares(columns_NF, ranks, seed)
     if r2 <= 0:
-        return f"A forest cannot predict the result from the settings here (R² {r2:.2f} on runs it has not seen), so it has no say."
-    mean, error = drops_BF.mean(axis=0), drops_BF.std(axis=0, ddof=1) / len(drops_BF) ** 0.5
+        return (
+            f"A forest that saw {n} runs cannot predict others from their settings (R² {r2:.2f}), so it says nothing of them."
+        )
+    mean, error = shares_BF.mean(axis=0), shares_BF.std(axis=0, ddof=1) / len(shares_BF) ** 0.5
     order = np.argsort(-mean, kind="stable")
     return Importance([names[i] for i in order], mean[order].tolist(), error[order].tolist(), r2, n)
 
@@ -90,19 +94,23 @@ def _features(table: pd.DataFrame, settings: Sequence[str]) -> dict[str, np.ndar
     return {" = ".join(names): codes for names, codes in by_partition.values()}
 
 
-def _drops(columns_NF: np.ndarray, target: np.ndarray, seed: int) -> tuple[float, np.ndarray]:
-    """The mean R² on held-out runs, and what of it is lost without each of F settings in each of five folds (5, F)."""
+def _shares(columns_NF: np.ndarray, target: np.ndarray, seed: int, repeats: int = 10) -> tuple[float, np.ndarray]:
+    """R² in held-out runs, and the share of the variance that hangs on each of F settings in each of five folds (5, F)."""
     import numpy as np
     from sklearn.ensemble import RandomForestRegressor
-    from sklearn.inspection import permutation_importance
     from sklearn.model_selection import KFold
 
-    scores, drops = [], []
+    rng = np.random.default_rng(seed)
+    errors, shares = [], []
     for train, test in KFold(5, shuffle=True, random_state=seed).split(columns_NF):
         forest = RandomForestRegressor(100, random_state=seed).fit(columns_NF[train], target[train])
-        if np.ptp(target[test]) == 0:
-            continue
-        scores.append(forest.score(columns_NF[test], target[test]))
-        found = permutation_importance(forest, columns_NF[test], target[test], n_repeats=5, random_state=seed)
-        drops.append(found.importances_mean)
-    return float(np.mean(scores)), np.array(drops)
+        error = (forest.predict(columns_NF[test]) - target[test]) ** 2
+        errors.extend(error)
+        more = []
+        for i in range(columns_NF.shape[1]):
+            shuffled_RTF = np.repeat(columns_NF[None, test], repeats, axis=0)
+            shuffled_RTF[:, :, i] = rng.choice(columns_NF[:, i], shuffled_RTF.shape[:2])
+            predicted_RT = forest.predict(shuffled_RTF.reshape(-1, columns_NF.shape[1])).reshape(repeats, -1)
+            more.append(((predicted_RT - target[test]) ** 2).mean() - error.mean())
+        shares.append(np.array(more) / (2 * target.var()))
+    return float(1 - np.mean(errors) / target.var()), np.array(shares)

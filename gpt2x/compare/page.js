@@ -15,29 +15,29 @@ let shown = data.runs.map((_, run) => run);
 const headings = [...document.querySelectorAll("#table thead th")];
 const table = new DataTable("#table", {
   columns: headings.map((heading) => ({ visible: heading.dataset.hidden === "0" })),
-  order: [],
+  order: [], // the rows come best first
   pageLength: 25,
   lengthMenu: [10, 25, 100, { label: "all", value: -1 }],
   scrollX: true,
   autoWidth: false,
-  columnControl: ["order", ["orderAsc", "orderDesc", "spacer", "search"]],
-  ordering: { indicators: false, handler: false },
+  columnControl: [["search"]],
   layout: { topStart: ["pageLength", { buttons: [{ extend: "colvis", text: "Columns" }, { extend: "csv", text: "CSV" }] }] },
   language: { search: "Filter:", info: "_START_ to _END_ of _TOTAL_ runs", lengthMenu: "_MENU_ a page",
     infoFiltered: "(of _MAX_)", infoEmpty: "no runs", zeroRecords: "no run is like that" },
 });
 table.on("search", () => {
-  const left = table.rows({ search: "applied" }).indexes().toArray().sort((a, b) => a - b);
+  const left = table.rows({ search: "applied" }).indexes().toArray().map((row) => data.order[row]).sort((a, b) => a - b);
   if (left.join() !== shown.join()) {
     shown = left;
     drawCurves();
-    drawSettings();
+    later("settings", drawSettings);
   }
 });
 
 // ---- looks
 
 const PALETTE = ["#4269d0", "#d97706", "#e0484d", "#3a9d8f", "#3ca951", "#d6589f", "#8f63d2", "#5f9fd8", "#9c6b4e", "#7c8591"];
+const SCALE = ["#2f7de1", "#8f6be0", "#d954a4", "#f08a24"].map((color, i) => [i / 3, color]); // seen on white and on black
 const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 const config = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d"],
   toImageButtonOptions: { format: "svg", filename: "gpt2x" } };
@@ -103,7 +103,7 @@ function drawCurve(side) {
   plot.setAttribute("aria-label", `${metric} of ${found.length} curves by ${data.axes[axis]}; the table has the numbers`);
   return Plotly.react(plot, traces, layout({
     title: { text: found.length ? "" : "none of the runs in the table has it", font: { size: 14 } },
-    showlegend: !many, legend: { orientation: "h", y: -0.2, yanchor: "top", font: { size: 11 } },
+    showlegend: !many, legend: { orientation: "h", yref: "container", y: 0, yanchor: "bottom", font: { size: 11 } },
     xaxis: axisLook(data.axes[axis], logX), yaxis: axisLook(metric, logY),
   }), config);
 }
@@ -121,7 +121,7 @@ function drawSettings() {
   plot.style.minWidth = `${Math.max(640, 110 * data.parallel.length)}px`;
   return Plotly.react(plot, [{
     type: "parcoords", labelangle: data.parallel.length > 6 ? -20 : 0, labelside: "top",
-    line: { color: pick(data.parallel.at(-1)), colorscale: "Viridis", showscale: true, colorbar: { thickness: 12 } },
+    line: { color: pick(data.parallel.at(-1)), colorscale: SCALE, showscale: true, colorbar: { thickness: 12 } },
     dimensions: data.parallel.map((axis) => ({ ...axis, values: pick(axis) })),
     unselected: { line: { color: css("--line"), opacity: 0.3 } },
     labelfont: { color: css("--ink") }, tickfont: { color: css("--ink"), size: 11 }, rangefont: { color: css("--soft"), size: 10 },
@@ -135,7 +135,7 @@ function drawImportance() {
     type: "bar", orientation: "h", y: labels, x: mean, marker: { color: PALETTE[0] },
     error_x: { type: "data", array: error, color: css("--soft") }, hovertemplate: "%{x:.3f}<extra>%{y}</extra>",
   }], layout({ height: 90 + 34 * labels.length, bargap: 0.35, yaxis: { automargin: true, autorange: "reversed" },
-    xaxis: axisLook("R² lost when it is shuffled", false) }), config);
+    xaxis: axisLook("share of the variance", false) }), config);
 }
 
 // ---- chosen runs side by side
@@ -181,9 +181,24 @@ function drawSide() {
 
 for (const id of ["left", "right"]) byId(id)?.addEventListener("change", () => drawCurve(id));
 for (const id of ["axis", "smoothing", "color", "log-x", "log-y"]) byId(id)?.addEventListener("change", drawCurves);
+const waiting = new Map();
 async function draw() {
   set_or_remove_dark_class();
-  await Promise.all([drawCurves(), drawSettings(), drawImportance()]);
+  await drawCurves();
+  for (const [id, drawIt] of [["settings", drawSettings], ["importance", drawImportance]]) later(id, drawIt);
+}
+
+/** What lies further down is drawn when it comes into sight. */
+function later(id, drawIt) {
+  waiting.get(id)?.disconnect();
+  const observer = new IntersectionObserver(([{ isIntersecting }]) => {
+    if (isIntersecting) {
+      observer.disconnect();
+      drawIt();
+    }
+  }, { rootMargin: "300px" });
+  waiting.set(id, observer);
+  observer.observe(byId(id));
 }
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
 drawSide();
