@@ -191,30 +191,23 @@ def _sync(run: _Run, server: Server) -> Synced:
         run.note(id=tracking.new_id(), mode="replayed", folders=[])
 
     known = _find(run, server)
-    there = _rows_of(known)
-    missing = []
-    for kind, row in run.rows:
-        key = (kind, row["step"])
-        if there[key]:
-            there[key] -= 1
-        else:
-            missing.append((kind, row))
-    pictures = run.pictures if missing or not known else [p for p in run.pictures if f"plots/{p.stem}" not in known.summary]
+    unsent = missing(run.rows, known)
+    pictures = run.pictures if unsent or not known else [p for p in run.pictures if f"plots/{p.stem}" not in known.summary]
     outcome = Synced(run.folder, "up to date")
-    if missing or pictures or not known or known.state != run.state:
+    if unsent or pictures or not known or known.state != run.state:
         online = _open(run, server)
         url = online.url
         tracking.define_metrics(online)
-        for kind, row in missing:
+        for kind, row in unsent:
             online.log(run.logged(kind, row))
         for picture in pictures:
             online.log(tracking.picture_shown(picture))
         tracking.close(online, run.status, run.summary())
         taken = _find(run, server)
-        expected = (known.historyLineCount if known else 0) + len(missing) + len(pictures)
+        expected = (known.historyLineCount if known else 0) + len(unsent) + len(pictures)
         if taken is None or taken.historyLineCount != expected:
             raise UserError("the server did not take every row; do it again and the rest is sent")
-        outcome = Synced(run.folder, "sent", len(missing), url)
+        outcome = Synced(run.folder, "sent", len(unsent), url)
     last = run.metrics[-1]["step"] if run.metrics else None
     run.note(project=run.project, entity=run.entity)
     run.note(sent=where | asked | {"step": last, "at": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
@@ -222,17 +215,27 @@ def _sync(run: _Run, server: Server) -> Synced:
     return outcome
 
 
-def _rows_of(known: Any) -> Counter:
-    """How many rows and samples of each step the server has."""
-    if known is None or not known.historyLineCount:
-        return Counter()
+def missing(rows: list[tuple[str, dict[str, Any]]], known: Any) -> list[tuple[str, dict[str, Any]]]:
+    """Those of a run's `rows`, each with its kind, "row" or "sample", that the server's run `known` (or None) has not got.
 
-    def steps(*keys: str) -> Counter:
-        return Counter(row["trainer/step"] for row in known.scan_history(["trainer/step", *keys], use_cache=False))
-
-    rows = steps("tokens")  # which every row of metrics has, and no sample
-    samples = steps() - rows
-    return Counter({("row", step): n for step, n in rows.items()} | {("sample", step): n for step, n in samples.items()})
+    A row is known by its kind and its step: what a resumed run makes again is the same.
+    """
+    there: Counter = Counter()
+    if known is not None and known.historyLineCount:
+        with_step, rows_of_metrics = (
+            Counter(row["trainer/step"] for row in known.scan_history(["trainer/step", *more], use_cache=False))
+            for more in ([], ["tokens"])  # which every row of metrics has, and no sample
+        )
+        there.update({("row", step): n for step, n in rows_of_metrics.items()})
+        there.update({("sample", step): n for step, n in (with_step - rows_of_metrics).items()})
+    unsent = []
+    for kind, row in rows:
+        key = (kind, row["step"])
+        if there[key]:
+            there[key] -= 1
+        else:
+            unsent.append((kind, row))
+    return unsent
 
 
 @contextlib.contextmanager
