@@ -67,6 +67,8 @@ def sync_runs(
     with Server() as server:
         for folder in map(Path, folders):
             try:
+                if not (folder / "config.yaml").is_file():
+                    raise UserError("there is no config.yaml in it, so it is no run's folder")
                 with _locked(folder) as free:
                     synced = _sync(_Run(folder, project, entity), server) if free else Synced(folder, "running")
             except Exception as error:
@@ -82,8 +84,6 @@ class _Run:
     """What a run's folder holds of it."""
 
     def __init__(self, folder: Path, project: str | None, entity: str | None):
-        if not (folder / "config.yaml").is_file():
-            raise UserError("there is no config.yaml in it, so it is no run's folder")
         self.folder, self.record = folder, _json(folder / "wandb.json")
         self.config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
         self.result = _json(folder / "result.json")
@@ -95,6 +95,10 @@ class _Run:
         # In the order they were made in: a step's texts are sampled before its row is complete.
         rows = [(row["step"], 0, "sample", row) for row in samples] + [(row["step"], 1, "row", row) for row in self.metrics]
         self.rows = [(kind, row) for _, _, kind, row in sorted(rows, key=lambda row: row[:2])]
+        # A row was made `seconds` of work after the run began: so long before the last one, which was made when it was written.
+        self.seconds = {row["step"]: row.get("seconds", 0.0) for row in self.metrics}
+        written = (folder / "metrics.jsonl").stat().st_mtime if self.metrics else time.time()
+        self.began = written - max(self.seconds.values(), default=0.0)
         self.pictures = sorted((folder / "plots").glob("*.png"))
         self.status = self.result.get("status", "killed")
 
@@ -123,16 +127,7 @@ class _Run:
             made = tracking.sample_shown(row)
         else:  # a number that was not finite is null in the file, and NaN for wandb
             made = tracking.row_shown({key: float("nan") if value is None else value for key, value in row.items()})
-        return made | {"_timestamp": self._time(row["step"])}
-
-    def _time(self, step: int) -> float:
-        """When a step was taken, in seconds since 1970: counted back from when the file's last row was written."""
-        if not hasattr(self, "_seconds"):
-            self._seconds = {row["step"]: row.get("seconds", 0.0) for row in self.metrics}
-            last = self._seconds[self.metrics[-1]["step"]] if self.metrics else 0.0
-            self._start = (self.folder / "samples.jsonl" if not self.metrics else self.folder / "metrics.jsonl").stat().st_mtime
-            self._start -= last
-        return self._start + self._seconds.get(step, 0.0)
+        return made | {"_timestamp": self.began + self.seconds.get(row["step"], 0.0)}
 
     def note(self, **news: Any) -> None:
         """Note in wandb.json."""

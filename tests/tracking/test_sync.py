@@ -283,8 +283,12 @@ def test_one_that_cannot_be_sent_is_named_and_the_others_are_sent(send, tmp_path
     with FileLock(running / ".lock"):
         report, said = send(tmp_path / "empty", tmp_path / "missing", torn, running, good)
     assert [outcome for outcome, _, _ in report[0]] == ["failed", "failed", "failed", "running", "sent"]
-    for line, reason in zip(said, ("no config.yaml", "missing", "metrics.jsonl, line 1", "left alone", "4 rows"), strict=True):
+    for line, reason in zip(
+        said, ("no config.yaml", "no config.yaml", "metrics.jsonl, line 1", "left alone", "4 rows"), strict=True
+    ):
         assert reason in line
+    assert not (tmp_path / "missing").exists()
+    assert list((tmp_path / "empty").iterdir()) == []
     assert steps_of(wandb_server.only_run()) == [0, 1, 2]
     assert outcomes(send(running)) == [[("sent", 4)]]
 
