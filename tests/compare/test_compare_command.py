@@ -150,6 +150,7 @@ def test_the_workspace_is_saved_for_the_runs(compare, monkeypatch):
     (["outputs", "html=outputs"], 2, "html=outputs: is a folder"),
     (["outputs", "x=epochs"], 2, "x=epochs: expected one of step, tokens, seconds, flops"),
     (["outputs", "smoothing=1"], 2, "smoothing=1: must be at least 0 and below 1"),
+    (["outputs", "curves=none"], 2, "curves=none: no such folder\n  save_curve=NAME makes a curve"),
     (["outputs", "rows=0"], 2, "rows=0: must be at least 1"),
     (["outputs", "--bad"], 2, "unknown flag --bad"),
 ])  # fmt: skip

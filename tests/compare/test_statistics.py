@@ -6,10 +6,10 @@ import math
 
 import numpy as np
 import pytest
+from compare.synthetic import runs as synthetic_runs
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
-from compare.synthetic import runs as synthetic_runs
 
 from gpt2x.compare import load_runs
 from gpt2x.compare.statistics import Group, Verdict, compare, groups, higher_is_better, rounded, values
