@@ -77,7 +77,7 @@ class Runs:
 
     def curve(self, run: str, metric: str, x: str = "step") -> pd.DataFrame:
         """One run's `x` and `metric`, in the order they were logged, where both are known."""
-        return self.metrics.loc[self.metrics["run"] == run, [x, metric]].dropna()
+        return self.metrics[self.metrics["run"] == run].reindex(columns=[x, metric]).dropna()
 
     def settings(self, run: str) -> dict[str, Any]:
         """One run's settings by their dotted names, those left out that are null or that it has not got."""

@@ -82,7 +82,7 @@ def test_another_metric_ranks_the_runs(compare, outputs):
 @pytest.mark.parametrize("picture", ["png", "svg"])
 def test_tables_and_the_picture_are_written_and_read_back(compare, outputs, tmp_path, format, picture):
     options = ("x=tokens", "smoothing=0.5", "log_x=true", "log_y=true", "metric=train/loss")
-    code, out, _ = compare("outputs/sweeps", "output=made", f"format={format}", f"picture={picture}", *options)
+    code, _, _ = compare("outputs/sweeps", "output=made", f"format={format}", f"picture={picture}", *options)
     assert code == 0
     names = {path.name for path in (tmp_path / "made").iterdir()}
     assert names == {f"{n}.{format}" for n in ("runs", "groups", "metrics", "samples")} | {f"train_loss.{picture}"}
@@ -112,6 +112,16 @@ def test_a_curve_is_kept_and_tells_healthy_runs_from_odd_ones(compare, outputs, 
     assert "curve  odd: not as expected of tiny (n=3): at 1 of 4 steps it is above the 95 % band, first at step 12" in out
     code, out, _ = compare(f"{sweep}/3", "curves=mine")  # another recipe
     assert "curve" not in out
+
+
+def test_runs_that_were_never_evaluated_are_shown_all_the_same(compare, outputs, tmp_path):
+    run = shutil.copytree(outputs / "runs/2026-11-24/killed", tmp_path / "run")
+    (run / "metrics.jsonl").unlink()
+    code, out, _ = compare("run", f"html={tmp_path / 'page.html'}")
+    assert code == 0
+    assert "1 run in .: 1 killed" in out
+    code, _, err = compare("run", "output=made")
+    assert (code, "no run has both val/loss and step to draw" in err) == (1, True)
 
 
 def test_sync_is_told_which_runs_and_its_failures_are_the_command_s(compare, monkeypatch, outputs):
