@@ -99,13 +99,13 @@ class Judgement:
         (mean, half), loss = self.expected[-1], self.losses[-1]
         end = f"at step {self.steps[-1]:,} {METRIC} is {loss:.4f}, {loss - mean:+.4f} from the mean; band {rounded(mean, half)}"
         if self.first_outside is None:
-            return f"as expected of {who}: inside the {CONFIDENCE:.0%} band at all {len(self.steps)} steps{done}; {end}"
+            return f"as expected of {who}: inside the 95 % band at all {len(self.steps)} steps{done}; {end}"
         at = self.first_outside
         (there, width), value = self.expected[at], self.losses[at]
         where = "above" if value > there else "below"
         n_outside = sum(abs(loss - mean) > half for loss, (mean, half) in zip(self.losses, self.expected, strict=True))
         first = f"first at step {self.steps[at]:,}: {value:.4f}, band {rounded(there, width)}"
-        left = f"it is {where} the {CONFIDENCE:.0%} band, {first}"
+        left = f"it is {where} the 95 % band, {first}"
         return f"not as expected of {who}: at {n_outside} of {len(self.steps)} steps{done} {left}; {end}"
 
 

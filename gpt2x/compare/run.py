@@ -31,7 +31,8 @@ def compare(config: CompareConfig) -> None:
         runs = _chosen(runs, config)
     width = shutil.get_terminal_size((120, 24)).columns
     counts = Counter(runs.table["status"])
-    print(f"{len(runs)} runs in {path_shown(runs.root)}: {', '.join(f'{counts[s]} {s}' for s in _ORDER if counts[s])}\n")
+    told = ", ".join(f"{counts[status]} {status}" for status in _ORDER if counts[status])
+    print(f"{len(runs)} {'run' if len(runs) == 1 else 'runs'} in {path_shown(runs.root)}: {told}\n")
     found, table = groups(runs, config.metric), None
     _print_runs(runs, config, width)
     if len(found) > 1 or found[0].n > 1:
@@ -47,7 +48,7 @@ def compare(config: CompareConfig) -> None:
     if config.html is not None:
         from gpt2x.compare.page import write_page
 
-        write_page(runs, Path(config.html), metric=config.metric)
+        write_page(runs, Path(config.html), metric=config.metric.removeprefix("last."))
         print(f"page   {path_shown(config.html)}")
     if config.workspace:
         from gpt2x.tracking.workspace import save_workspace

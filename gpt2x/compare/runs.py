@@ -77,7 +77,7 @@ class Runs:
 
     def curve(self, run: str, metric: str, x: str = "step") -> pd.DataFrame:
         """One run's `x` and `metric`, in the order they were logged, where both are known."""
-        return self.metrics.loc[self.metrics["run"] == run, [x, metric]].dropna()
+        return self.metrics[self.metrics["run"] == run].reindex(columns=[x, metric]).dropna()
 
     def settings(self, run: str) -> dict[str, Any]:
         """One run's settings by their dotted names, those left out that are null or that it has not got."""
@@ -118,7 +118,8 @@ def load_runs(*paths: str | os.PathLike) -> Runs:
     for path in paths:
         if not Path(path).is_dir():
             raise UserError(f"{path}: no such folder\n  runs lie under outputs/runs and outputs/sweeps")
-    folders = sorted({folder.resolve() for path in paths for folder in find_runs(path)}, key=_in_order)
+    found = {folder.resolve(): folder for path in paths for folder in find_runs(os.path.abspath(path))}  # each once
+    folders = sorted(found.values(), key=_in_order)
     if not folders:
         where = ", ".join(str(path) for path in paths)
         raise UserError(f"{where}: there is no run in it\n  a run's folder holds a config.yaml; gpt2x-train makes one")

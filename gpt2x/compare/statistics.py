@@ -81,7 +81,7 @@ class Verdict:
         seeds = f"n={' and '.join(map(str, self.n))}"
         if math.isnan(self.half):
             return f"{seeds}: no verdict"
-        how = f"({CONFIDENCE:.0%}, {seeds}, {'paired' if self.paired else 'unpaired'})".replace("%", " %")
+        how = f"(95 %, {seeds}, {'paired' if self.paired else 'unpaired'})"
         if not self.shown:
             return f"no difference shown: {rounded(self.difference, self.half, sign=True)} {how}"
         return f"{'better' if self.better else 'worse'} by {rounded(abs(self.difference), self.half)} {how}"

@@ -115,10 +115,7 @@ def shown(frame: pd.DataFrame) -> pd.DataFrame:
     """The same with every cell as short text, "-" for what is not known; means and differences as exact as they can be."""
     import pandas as pd
 
-    frame = frame.copy()
-    for value, error in (("difference", "interval"),):
-        if value in frame:
-            frame = frame.drop(columns=[value, error])
+    frame = frame.drop(columns=["difference", "interval"], errors="ignore")  # the verdict says them
     if "standard error" in frame:
         mean = frame.columns[frame.columns.get_loc("standard error") - 1]
         frame[mean] = [rounded(m, e) for m, e in zip(frame[mean], frame["standard error"], strict=True)]

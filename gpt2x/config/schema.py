@@ -469,6 +469,8 @@ class CompareConfig:
             raise ConfigError("output", self.output, "is a file, and a folder is wanted")
 
     def check_available(self) -> None:
+        if self.curves is not None and self.save_curve is None and not os.path.isdir(self.curves):
+            raise ConfigError("curves", self.curves, "no such folder", "save_curve=NAME makes a curve, and the folder")
         if self.format == "parquet" and self.output is not None and importlib.util.find_spec("pyarrow") is None:
             remedy = "pip install 'gpt2x[parquet]', or use format=csv"
             raise ConfigError("format", "parquet", "needs the package pyarrow, which is not installed", remedy)

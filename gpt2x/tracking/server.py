@@ -11,7 +11,7 @@ from gpt2x.errors import UserError
 from gpt2x.tracking import wandb as tracking
 from gpt2x.tracking.tracker import one_line
 
-_RETRIES = 3  # of a request; with wandb's own 20 it takes an hour to learn that there is no server
+_RETRIES = 2  # of a request; with wandb's own 20 it takes an hour to learn that there is no server
 
 
 class Server:

@@ -67,6 +67,8 @@ def sync_runs(
     with Server() as server:
         for folder in map(Path, folders):
             try:
+                if not (folder / "config.yaml").is_file():
+                    raise UserError("there is no config.yaml in it, so it is no run's folder")
                 with _locked(folder) as free:
                     synced = _sync(_Run(folder, project, entity), server) if free else Synced(folder, "running")
             except Exception as error:
@@ -82,8 +84,6 @@ class _Run:
     """What a run's folder holds of it."""
 
     def __init__(self, folder: Path, project: str | None, entity: str | None):
-        if not (folder / "config.yaml").is_file():
-            raise UserError("there is no config.yaml in it, so it is no run's folder")
         self.folder, self.record = folder, _json(folder / "wandb.json")
         self.config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
         self.result = _json(folder / "result.json")
@@ -95,6 +95,10 @@ class _Run:
         # In the order they were made in: a step's texts are sampled before its row is complete.
         rows = [(row["step"], 0, "sample", row) for row in samples] + [(row["step"], 1, "row", row) for row in self.metrics]
         self.rows = [(kind, row) for _, _, kind, row in sorted(rows, key=lambda row: row[:2])]
+        # A row was made `seconds` of work after the run began: so long before the last one, which was made when it was written.
+        self.seconds = {row["step"]: row.get("seconds", 0.0) for row in self.metrics}
+        written = (folder / "metrics.jsonl").stat().st_mtime if self.metrics else time.time()
+        self.began = written - max(self.seconds.values(), default=0.0)
         self.pictures = sorted((folder / "plots").glob("*.png"))
         self.status = self.result.get("status", "killed")
 
@@ -123,16 +127,7 @@ class _Run:
             made = tracking.sample_shown(row)
         else:  # a number that was not finite is null in the file, and NaN for wandb
             made = tracking.row_shown({key: float("nan") if value is None else value for key, value in row.items()})
-        return made | {"_timestamp": self._time(row["step"])}
-
-    def _time(self, step: int) -> float:
-        """When a step was taken, in seconds since 1970: counted back from when the file's last row was written."""
-        if not hasattr(self, "_seconds"):
-            self._seconds = {row["step"]: row.get("seconds", 0.0) for row in self.metrics}
-            last = self._seconds[self.metrics[-1]["step"]] if self.metrics else 0.0
-            self._start = (self.folder / "samples.jsonl" if not self.metrics else self.folder / "metrics.jsonl").stat().st_mtime
-            self._start -= last
-        return self._start + self._seconds.get(step, 0.0)
+        return made | {"_timestamp": self.began + self.seconds.get(row["step"], 0.0)}
 
     def note(self, **news: Any) -> None:
         """Note in wandb.json."""
@@ -191,30 +186,23 @@ def _sync(run: _Run, server: Server) -> Synced:
         run.note(id=tracking.new_id(), mode="replayed", folders=[])
 
     known = _find(run, server)
-    there = _rows_of(known)
-    missing = []
-    for kind, row in run.rows:
-        key = (kind, row["step"])
-        if there[key]:
-            there[key] -= 1
-        else:
-            missing.append((kind, row))
-    pictures = run.pictures if missing or not known else [p for p in run.pictures if f"plots/{p.stem}" not in known.summary]
+    unsent = missing(run.rows, known)
+    pictures = run.pictures if unsent or not known else [p for p in run.pictures if f"plots/{p.stem}" not in known.summary]
     outcome = Synced(run.folder, "up to date")
-    if missing or pictures or not known or known.state != run.state:
+    if unsent or pictures or not known or known.state != run.state:
         online = _open(run, server)
         url = online.url
         tracking.define_metrics(online)
-        for kind, row in missing:
+        for kind, row in unsent:
             online.log(run.logged(kind, row))
         for picture in pictures:
             online.log(tracking.picture_shown(picture))
         tracking.close(online, run.status, run.summary())
         taken = _find(run, server)
-        expected = (known.historyLineCount if known else 0) + len(missing) + len(pictures)
+        expected = (known.historyLineCount if known else 0) + len(unsent) + len(pictures)
         if taken is None or taken.historyLineCount != expected:
             raise UserError("the server did not take every row; do it again and the rest is sent")
-        outcome = Synced(run.folder, "sent", len(missing), url)
+        outcome = Synced(run.folder, "sent", len(unsent), url)
     last = run.metrics[-1]["step"] if run.metrics else None
     run.note(project=run.project, entity=run.entity)
     run.note(sent=where | asked | {"step": last, "at": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
@@ -222,17 +210,27 @@ def _sync(run: _Run, server: Server) -> Synced:
     return outcome
 
 
-def _rows_of(known: Any) -> Counter:
-    """How many rows and samples of each step the server has."""
-    if known is None or not known.historyLineCount:
-        return Counter()
+def missing(rows: list[tuple[str, dict[str, Any]]], known: Any) -> list[tuple[str, dict[str, Any]]]:
+    """Those of a run's `rows`, each with its kind, "row" or "sample", that the server's run `known` (or None) has not got.
 
-    def steps(*keys: str) -> Counter:
-        return Counter(row["trainer/step"] for row in known.scan_history(["trainer/step", *keys], use_cache=False))
-
-    rows = steps("tokens")  # which every row of metrics has, and no sample
-    samples = steps() - rows
-    return Counter({("row", step): n for step, n in rows.items()} | {("sample", step): n for step, n in samples.items()})
+    A row is known by its kind and its step: what a resumed run makes again is the same.
+    """
+    there: Counter = Counter()
+    if known is not None and known.historyLineCount:
+        with_step, rows_of_metrics = (
+            Counter(row["trainer/step"] for row in known.scan_history(["trainer/step", *more], use_cache=False))
+            for more in ([], ["tokens"])  # which every row of metrics has, and no sample
+        )
+        there.update({("row", step): n for step, n in rows_of_metrics.items()})
+        there.update({("sample", step): n for step, n in (with_step - rows_of_metrics).items()})
+    unsent = []
+    for kind, row in rows:
+        key = (kind, row["step"])
+        if there[key]:
+            there[key] -= 1
+        else:
+            unsent.append((kind, row))
+    return unsent
 
 
 @contextlib.contextmanager

@@ -234,7 +234,7 @@ def setup(shared: Path, **settings: Any) -> Any:
     """Set up wandb for this process, with its files in `shared`; gives wandb's settings. It never prompts."""
     shared.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-    # Artifacts wait in the data folder for `wandb sync`, which does not miss a lost one: so not in the home folder, where
+    # Artifacts wait in the data folder for the upload, which does not miss a lost one: so not in the home folder, where
     # caches get cleaned. WANDB_CONFIG_DIR stays as it is: there `wandb login --host` noted which server is the user's.
     os.environ.setdefault("WANDB_DATA_DIR", str(shared / ".data"))
     os.environ.setdefault("WANDB_CACHE_DIR", str(shared / ".cache"))

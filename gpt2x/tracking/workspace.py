@@ -87,7 +87,7 @@ def workspace(
         sections=sections,
         settings=ws.WorkspaceSettings(x_axis="tokens", max_runs=100),
         runset_settings=ws.RunsetSettings(
-            filters=[group.isin(list(sweeps))] if sweeps else [],
+            filters=ws.And(group.isin(list(sweeps))) if sweeps else "",
             groupby=[group] if sweeps else [],
             order=[ws.Ordering(ws.Summary(_BEST), ascending=True)],
             pinned_columns=["run:displayName", *map(_column, settings), f"summary:{_BEST}"],

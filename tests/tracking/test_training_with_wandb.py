@@ -73,7 +73,13 @@ def test_an_offline_run_holds_every_row_and_the_resolved_configuration(train, en
     )  # fmt: skip
     expected = yaml.safe_load((run / "config.yaml").read_text())
     assert expected["sampling"].pop("logit_bias") == {}  # wandb keeps no empty mapping
-    assert json.loads(summary.stdout)["config"] == expected
+    result = json.loads((run / "result.json").read_text())
+    expected["gpt2x"] = {"version": result["versions"]["gpt2x"]}
+    if result["git_commit"] is not None:
+        expected["gpt2x"]["git_commit"] = result["git_commit"]
+    shown = json.loads(summary.stdout)["config"]
+    assert {key: value for key, value in shown["gpt2x"].items() if value is not None} == expected["gpt2x"]
+    assert shown == expected | {"gpt2x": shown["gpt2x"]}
 
 
 def test_an_online_run_reaches_the_server_whole(train, wandb_server):
@@ -97,6 +103,8 @@ def test_the_jobs_of_a_multirun_are_runs_of_one_group(train, wandb_server):
     assert len({run["group"] for run in runs}) == 1
     assert {wandb_server.config_of(run)["seed"] for run in runs} == {1, 2}
     assert {run["state"] for run in runs} == {"finished"}
+    for run in runs:
+        assert any(name.endswith(f"seed={wandb_server.config_of(run)['seed']}") for name in (run["displayName"], run["notes"]))
 
 
 @pytest.mark.parametrize("fault", ["no server", "bad key", "dies"])

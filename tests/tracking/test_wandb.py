@@ -124,7 +124,7 @@ tracker.finish("finished", {"steps": 50, "best": {"step": 49, "val/loss": 0.5}})
     (line,) = err.splitlines()  # one hint, and no more
     assert line.startswith("INFO wandb: offline (No API key")
     assert "wandb login" in line
-    assert "wandb sync outputs/wandb/offline-run-" in line
+    assert "send: gpt2x-compare outputs/run sync=true" in line
     assert "wandb leet outputs/wandb" in line
     assert os.listdir(tmp_path / "home") == []  # nothing is left outside outputs
     assert sorted(os.listdir(tmp_path)) == ["home", "outputs"]
@@ -232,7 +232,7 @@ def test_wandb_mode_offline_asks_no_server(python, wandb_server, local):
     assert plain(local().rows) == rows_of(range(3))
     assert wandb_server.requests == []
     assert len(err.splitlines()) == 1
-    assert err.startswith("INFO wandb: offline; upload: ")
+    assert err.startswith("INFO wandb: offline; send: ")
 
 
 @pytest.mark.parametrize("how", [{"mode": "disabled"}, {"WANDB_MODE": "disabled"}])
@@ -291,7 +291,7 @@ def test_a_run_that_cannot_be_online_goes_on_offline(python, wandb_server, tmp_p
     (line,) = warnings_in(err)
     assert line.startswith("WARNING wandb: offline (")
     assert reason in line
-    assert "wandb sync outputs/wandb/offline-run-" in line
+    assert "send: gpt2x-compare outputs/run sync=true" in line
     folders = [path.name for path in (tmp_path / "outputs/wandb").glob("*run-*")]
     assert len(folders) == 1, "the failed attempt left an empty run"
 
@@ -350,7 +350,7 @@ def test_a_server_that_fails_mid_run_costs_no_row(python, wandb_server, tmp_path
     assert plain(run.rows) == rows_of(range(100))
     assert run.exit_code == 0
     assert [row["step"] for row in read_metrics(tmp_path / "outputs/run")] == list(range(100))
-    assert "upload the rest with: wandb sync --include-online outputs/wandb/run-" in warnings_in(err)[-1]
+    assert "send the rest with: gpt2x-compare outputs/run sync=true" in warnings_in(err)[-1]
 
 
 def test_a_server_that_stumbles_still_gets_every_row(python, wandb_server):
