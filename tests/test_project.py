@@ -49,6 +49,7 @@ def test_the_wheel_holds_the_configs_and_what_ships_beside_the_code(wheel):
     assert {name for name in names if "/configs/" in name} == {f"gpt2x/{name}" for name in listed.stdout.split()}
     shipped = {"storybook.txt", "spam_sample.csv", "instructions_sample.json"}
     assert {f"gpt2x/data/{name}" for name in shipped} <= names
+    assert {f"gpt2x/compare/page.{ending}" for ending in ("html", "css", "js")} <= names
     assert {f"gpt2x/task/templates/{name}.yaml" for name in TEMPLATES} <= names
     assert not any(name.startswith(("tests", "outputs", "scripts")) for name in names)
 

@@ -121,11 +121,12 @@ function drawSettings() {
   plot.style.minWidth = `${Math.max(640, 110 * data.parallel.length)}px`;
   return Plotly.react(plot, [{
     type: "parcoords", labelangle: data.parallel.length > 6 ? -20 : 0, labelside: "top",
-    line: { color: pick(data.parallel.at(-1)), colorscale: SCALE, showscale: true, colorbar: { thickness: 12 } },
+    line: { color: pick(data.parallel.at(-1)), colorscale: SCALE, showscale: true, 
+      colorbar: { thickness: 12, tickvals: data.parallel.at(-1).tickvals, ticktext: data.parallel.at(-1).ticktext } },
     dimensions: data.parallel.map((axis) => ({ ...axis, values: pick(axis) })),
     unselected: { line: { color: css("--line"), opacity: 0.3 } },
     labelfont: { color: css("--ink") }, tickfont: { color: css("--ink"), size: 11 }, rangefont: { color: css("--soft"), size: 10 },
-  }], layout({ margin: { l: 90, r: 40, t: data.parallel.length > 6 ? 110 : 70, b: 30 } }), config);
+  }], layout({ margin: { l: 120, r: 40, t: data.parallel.length > 6 ? 110 : 70, b: 30 } }), config);
 }
 
 function drawImportance() {
@@ -155,12 +156,16 @@ function drawSide() {
   const rows = document.createElement("tbody"), head = document.createElement("thead");
   const addRow = (name, cells, look = "") => {
     const row = rows.insertRow();
-    row.append(element("th", name, { scope: "row" }), ...cells.map((text) => element("td", text ?? "", { className: look })));
+    row.append(element("th", name, { scope: "row" }), ...cells.map((text) => {
+      const cell = element("td", "", { className: look });
+      cell.append(element("div", text ?? "", look ? { tabIndex: 0 } : {})); // a long text scrolls, also by keys
+      return cell;
+    }));
   };
   const heading = head.insertRow();
   heading.append(element("th", "", { scope: "col" }), ...runs.map((run) => element("th", data.runs[run], { scope: "col" })));
   heading.cells[0].append(element("span", "what", { className: "visually-hidden" }));
-  for (const [name, of] of Object.entries(data.about)) addRow(name, runs.map((run) => of[run]));
+  for (const [name, of] of Object.entries(data.about)) if (runs.some((run) => of[run])) addRow(name, runs.map((run) => of[run]), name === "error" ? "text" : "");
   for (const [name, of] of Object.entries(data.settings)) {
     const cells = runs.map((run) => of[run]);
     if (new Set(cells).size > 1 || runs.length === 1) addRow(name, cells);

@@ -22,6 +22,7 @@ from gpt2x import __version__
 from gpt2x.compare.importance import Importance, importance
 from gpt2x.compare.runs import AXES, Runs
 from gpt2x.compare.statistics import Group, decisive, groups, higher_is_better, values
+from gpt2x.compare.tables import short_keys
 from gpt2x.config.option import show
 from gpt2x.files import write_atomic
 
@@ -94,10 +95,18 @@ class _Page:
         self.points = self._points()
 
     def _varied(self) -> list[str]:
-        """The settings that differ and decide something, and that all runs have: of others it is the choice they belong to."""
-        configured = self.table[self.table["config_hash"].notna() | (self.table["status"] != "failed")]
-        decide = set(decisive(self.runs))
-        return [name for name in self.settings if name in decide and _everywhere(configured[name])]
+        """The settings that differ and decide something; of those that always change together one, such as data.name.
+
+        Where runs differ in what a group is made of, say task._target_, settings that only some of the choices have are left
+        out: they say nothing that the choice does not.
+        """
+        decide, chosen = set(decisive(self.runs)), {}
+        made_otherwise = {name.rpartition(".")[0] for name in self.settings if name.endswith("._target_")}
+        for name in sorted(self.settings, key=lambda name: name.endswith("._target_")):
+            column = self.table[name]
+            if name in decide and not (column.isna().any() and name.rpartition(".")[0] in made_otherwise):
+                chosen.setdefault(_division(column), name)
+        return [name for name in self.settings if name in chosen.values()]
 
     # ---- what is said in words
 
@@ -137,7 +146,7 @@ class _Page:
     def _best(self) -> dict[str, str | None] | None:
         import numpy as np
 
-        if not np.isfinite(self.values).any():
+        if not np.isfinite(self.values).any() or self._apart():
             return None
         best = self.order[0]
         row = self.table.iloc[best]
@@ -154,13 +163,17 @@ class _Page:
         warnings = []
         if not np.isfinite(self.values).any():
             warnings.append(f"None of the runs has a {self.metric} yet.")
-        apart = sorted({name.split(".")[1] for name in self.settings if name.startswith(_WHAT_IS_LEARNED)})
+        apart = self._apart()
         if apart:
             warnings.append(
                 f"The runs differ in their {' and '.join(apart)}: losses of different tasks, data or tokenizers do not "
                 "compare. Filter the table by them."
             )
         return warnings
+
+    def _apart(self) -> list[str]:
+        """What of the things that make losses comparable is not the same in all runs."""
+        return sorted({name.split(".")[1] for name in self.settings if name.startswith(_WHAT_IS_LEARNED)})
 
     def _curves_note(self) -> str:
         longest = int(self.runs.metrics.groupby("run", observed=True).size().max()) if len(self.runs.metrics) else 0
@@ -177,7 +190,10 @@ class _Page:
         if not self.parallel:
             return f"No run has a {self.metric}: there is nothing to draw."
         cut = f" These are {PARALLEL_SETTINGS} of {len(self.varied)} settings." if len(self.varied) > PARALLEL_SETTINGS else ""
-        return f"A line is a run. Drag along an axis to keep a part of it, or an axis by its name to move it.{cut}"
+        return (
+            "A line is a run; of settings that always change together one is drawn. Drag along an axis to keep a part of it, "
+            f"or an axis by its name to move it.{cut}"
+        )
 
     def _importance_note(self) -> str:
         if isinstance(self.importance, str):
@@ -237,13 +253,13 @@ class _Page:
             "steps": [_number(value) for value in self.table["steps"]],
         }
         if self.table["error"].notna().any():
-            about["error"] = [_shown(value) for value in self.table["error"]]
+            about["error"] = ["" if error is None else str(error) for error in self.table["error"]]
         return {
             "runs": self.names,
             "labels": [_label(name) for name in self.names],
             "order": self.order,
             "groups": [
-                {"label": _label(_group_name(group), 80), "runs": [self.places[run] for run in group.runs]}
+                {"label": _label(self._group_name(group), 80), "runs": [self.places[run] for run in group.runs]}
                 for group in self.groups
             ],
             "axes": AXIS_NAMES,
@@ -256,6 +272,12 @@ class _Page:
             "settings": settings,
             "samples": self.samples,
         }
+
+    def _group_name(self, group: Group) -> str:
+        """Its settings that others have otherwise, as many as a legend can hold."""
+        short = short_keys(self.varied)
+        settings = [f"{short[name]}={_shown(group.settings[name])}" for name in self.varied if name in group.settings]
+        return f"{', '.join(settings[:4]) or 'all runs'}{', …' if len(settings) > 4 else ''} (n={len(self._counted(group))})"
 
     def _counted(self, group: Group) -> list[int]:
         """The runs that a group's mean is taken over: the finished ones, if there are any."""
@@ -314,7 +336,7 @@ class _Page:
         important = [name for names in first for name in names.split(" = ")]
         varied = sorted(self.varied, key=lambda name: important.index(name) if name in important else len(important))
         axes = [_axis(_short(name), self.table[name]) for name in varied[:PARALLEL_SETTINGS]]
-        return [*axes, _axis(self.metric, pd.Series(self.values))]
+        return [*axes, _axis(self.metric, pd.Series(self.values), measured=True)]
 
     def _samples(self) -> dict[int, list[dict[str, str]]]:
         """The texts that each run generated last, by the run's position."""
@@ -348,16 +370,12 @@ class _Arrays:
         return self._known[packed]
 
 
-def _everywhere(column: pd.Series) -> bool:
-    """Whether every run has the setting; one that is null has it."""
-    return not column.map(lambda value: isinstance(value, float) and math.isnan(value)).any()
+def _division(column: pd.Series) -> bytes:
+    """The same for settings that divide the runs in the same way, into fewer parts than there are runs."""
+    import pandas as pd
 
-
-def _group_name(group: Group) -> str:
-    """Its settings that others have otherwise, as many as a legend can hold."""
-    settings = [(name.rpartition(".")[2], _shown(value)) for name, value in group.settings.items()]
-    said = ", ".join(f"{name}={value}" for name, value in settings[:4])
-    return f"{said or 'all runs'}{', …' if len(settings) > 4 else ''} (n={max(1, group.n)})"
+    codes, levels = pd.factorize(column.map(show))
+    return codes.tobytes() if 2 * len(levels) <= len(codes) else str(column.name).encode()
 
 
 def _by_interest(metrics: list[str], frame: pd.DataFrame) -> list[str]:
@@ -411,17 +429,22 @@ def _thin(values: np.ndarray, points: int) -> np.ndarray:
     return np.add.reduceat(values, starts[:-1]) / np.diff(starts)
 
 
-def _axis(label: str, column: pd.Series) -> dict[str, Any]:
-    """An axis of the parallel coordinates: a number for each run (null where there is none) and what its ticks say."""
+def _axis(label: str, column: pd.Series, measured: bool = False) -> dict[str, Any]:
+    """An axis of the parallel coordinates: a number for each run and what the ticks say. A setting has ticks at the values
+    that were tried; what was `measured` may be missing (null) for some runs. A wide range is logarithmic."""
     import numpy as np
     import pandas as pd
 
-    if _is_number(column):
-        values = pd.to_numeric(column, errors="coerce").to_numpy(dtype="float64")
+    if measured or (_is_number(column) and column.notna().all()):
+        values = pd.to_numeric(column).to_numpy(dtype="float64")
         known = np.unique(values[np.isfinite(values)])
         log = known[0] > 0 and known[-1] / known[0] >= 30
+        ticks = None
+        if len(known) <= 8 and not measured:
+            ticks = known
+        elif log:
+            ticks = 10 ** np.arange(np.ceil(np.log10(known[0])), np.log10(known[-1]))
         values = np.log10(values) if log else values
-        ticks = known if len(known) <= 8 else 10 ** np.arange(np.ceil(np.log10(known[0])), np.log10(known[-1])) if log else None
         axis = {"label": _label(label), "values": [None if math.isnan(value) else value for value in values.tolist()]}
         if ticks is not None:
             axis["tickvals"] = (np.log10(ticks) if log else ticks).tolist()

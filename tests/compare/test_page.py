@@ -241,6 +241,26 @@ def test_runs_of_several_tasks_are_warned_of(runs, tmp_path):
     assert "The runs differ in their task" in (tmp_path / "page.html").read_text(encoding="utf-8")
 
 
+def test_settings_that_change_together_share_an_axis_and_those_of_one_choice_have_none(runs, tmp_path):
+    table = runs.table.copy()
+    half = [True] * 6 + [False] * 6
+    table["config.data._target_"] = ["text" if first else "table" for first in half]
+    table["config.data.name"] = ["storybook" if first else "spam" for first in half]
+    table["config.data.labels"] = pd.Series([None if first else "[a,b]" for first in half], index=table.index, dtype=object)
+    table["config.trainer.patience"] = pd.Series([None, 3] * 6, index=table.index, dtype=object)  # null is a value here
+    table["metric"] = 10.0 ** np.linspace(0, 3, 12)
+    metrics = runs.metrics.assign(**{"val/loss": np.nan})
+    write_page(replace(runs, table=table, metrics=metrics), tmp_path / "page.html")
+    axes = {axis["label"]: axis for axis in data_of(tmp_path / "page.html")["parallel"]}
+    # the learning rate divides these runs as the data do: the first of them that is not a _target_ stands for all
+    assert set(axes) == {"optimizer.lr", "model.n_embd", "trainer.patience", "val/loss"}
+    assert axes["trainer.patience"]["ticktext"] == ["3", "null"] and None not in axes["trainer.patience"]["values"]
+    assert axes["optimizer.lr"]["ticktext"] == ["0.0001", "0.01"]
+    np.testing.assert_allclose(axes["optimizer.lr"]["values"], [-4] * 6 + [-2] * 6)
+    np.testing.assert_allclose(axes["val/loss"]["values"], np.linspace(0, 3, 12))
+    assert axes["val/loss"]["ticktext"] == ["1", "10", "100"]
+
+
 # ---- importance
 
 
