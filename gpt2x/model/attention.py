@@ -42,8 +42,8 @@ class CausalSelfAttention(nn.Module):
         """(B, T, C) -> (B, T, C).
 
         cache  the T positions also see those that are kept there, and are added to it
-        mask   (..., T, T), added to the scores: what may be seen, where that is less than all that stands before, and
-               the positions of ALiBi
+        mask   (B or 1, N or 1, T, T), added to the scores: what may be seen, where that is less than all that stands
+               before, and the positions of ALiBi
         turns  queries and keys are turned by these: rotary positions
         at_B   only what comes out at this position of each row is computed: (B, 1, C)
         """
@@ -82,7 +82,7 @@ class CausalSelfAttention(nn.Module):
             scores_BNT = scores_BNT.masked_fill(hidden_BT[:, None], float("-inf"))
         else:
             rows = torch.arange(B, device=at_B.device)
-            scores_BNT = scores_BNT + mask.expand(B, *mask.shape[-3:])[rows, :, at_B]
+            scores_BNT = scores_BNT + mask.expand(B, -1, -1, -1)[rows, :, at_B]
         weights_BNT = F.softmax(scores_BNT, dim=-1)
         weights_BNT = F.dropout(weights_BNT, self.dropout, self.training)
         y_BNH = torch.einsum("bnc,nhc->bnh", weights_BNT @ x_BTC, value_NHC) + value_NH * weights_BNT.sum(-1, keepdim=True)

@@ -50,5 +50,5 @@ class GPTConfig:
                 "n_head",
                 self.n_head,
                 f"position=rope turns pairs of numbers, so n_embd / n_head = {width} must be even",
-                fitting if even else f"use an even width, such as n_embd={self.n_embd + 1}",
+                fitting if even else f"use an even width, such as n_embd={self.n_head * (width + 1)}",
             )

@@ -60,10 +60,10 @@ class ALiBi(nn.Module):
     def forward(self, places: Tensor, L: int) -> Tensor:
         """What is added to the scores of queries at `places` of a row of L keys; what stands behind a query is hidden.
 
-        (Q,) -> (N, Q, L), (B, Q) -> (B, N, Q, L). Of several texts in a row only distances within a text count, and
-        those are the same in the row.
+        (Q,) -> (1, N, Q, L), (B, Q) -> (B, N, Q, L): torch's fused attention takes no three dimensions. Of several texts in
+        a row only distances within a text count, and those are the same in the row.
         """
-        distance = places[..., None, :, None] - torch.arange(L, device=places.device)
+        distance = places.view(-1, 1, places.shape[-1], 1) - torch.arange(L, device=places.device)
         return (-self.slope_N[:, None, None] * distance).masked_fill(distance < 0, float("-inf"))
 
 
