@@ -11,6 +11,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from gpt2x.model.gpt import GPT
 
 SHAPE = {"vocab_size": 61, "n_layer": 3, "n_head": 4, "n_embd": 32, "context_length": 24}
+POSITIONS = ("learned", "rope", "alibi", "none")
 
 
 def gpt(seed: int = 0, **changes) -> GPT:
@@ -34,8 +35,9 @@ def far_from_linear(model: GPT, seed: int = 1) -> GPT:
 
 @torch.no_grad()
 def restless(model: GPT) -> GPT:
-    """A model whose likeliest text is not one token for ever: large position embeddings keep it moving."""
-    far_from_linear(model).wpe.weight.mul_(20)
+    """A model whose likeliest text is not one token for ever: large position embeddings, if it has any, keep it moving."""
+    for embedding in far_from_linear(model).embeddings[1:]:
+        embedding.weight.mul_(20)
     return model.eval()
 
 

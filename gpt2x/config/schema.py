@@ -414,6 +414,9 @@ class BenchmarkConfig:
             raise ConfigError("device.precision", self.device.precision, problem, "choose among suite.contestants")
         if self.device.compile:
             raise ConfigError("device.compile", True, "no contestant is compiled", "leave it out")
+        if self.model.position != "learned":
+            problem = "the other contestants' GPT-2 has learned positions alone"
+            raise ConfigError("model.position", self.model.position, problem, "leave it out")
         try:
             self.suite.check_model(self.model)
         except ConfigError as error:

@@ -113,6 +113,9 @@ def merges(tokenizer: ByteLevelTokenizer) -> list[tuple[bytes, bytes]]:
 def _check(model: GPT, tokenizer: Tokenizer, weights: str) -> None:
     if adapted_layers(model):
         raise ValueError("GGUF: the model has an adapter, which would be left out: merge it first")
+    if model.position != "learned":
+        problem = f"the model has position={model.position}, and llama.cpp's gpt2 learned positions alone"
+        raise UserError(f"GGUF: {problem}; train one with model.position=learned")
     if not isinstance(tokenizer, ByteLevelTokenizer):
         problem = f"GGUF: a {tokenizer.kind} tokenizer cannot be represented, only byte-level ones can"
         raise UserError(f"{problem}; train with tokenizer=bpe or tokenizer=gpt2")

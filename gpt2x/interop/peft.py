@@ -45,8 +45,10 @@ def write_adapter(model: nn.Module, folder: str | os.PathLike, *, base_name: str
     the name or folder of that base, for AutoPeftModel. transformers' classifier takes the last token that is not
     padding, and its head has no bias: ours is written as a shift of the final norm, whose output the head alone reads.
 
-    Raises ValueError if there is no adapter, UserError if the head's bias cannot be written so.
+    Raises ValueError if there is no adapter, UserError if the head's bias cannot be written so or the model has other than
+    learned positions.
     """
+    _check_position(model)
     layers = adapted_layers(model)
     if not layers:
         raise ValueError("the model has no adapter to write")
@@ -121,6 +123,7 @@ def adapter_settings(model: nn.Module, folder: str | os.PathLike) -> dict[str, A
 
     Raises UserError where it is not for `model`, or of a kind that we do not compute.
     """
+    _check_position(model)
     path = Path(folder, CONFIG)
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -163,6 +166,12 @@ def adapter_settings(model: nn.Module, folder: str | os.PathLike) -> dict[str, A
 
 
 _NAMES = {"lora_A": "lora_A.weight", "lora_B": "lora_B.weight", "magnitude": "lora_magnitude_vector"}
+
+
+def _check_position(model: nn.Module) -> None:
+    if (position := (model.gpt if _is_classifier(model) else model).position) != "learned":
+        problem = f"the model has position={position}, and GPT-2 in transformers learned positions alone"
+        raise UserError(f"PEFT: {problem}; an adapter would compute something else there")
 
 
 def _is_classifier(model: nn.Module) -> bool:

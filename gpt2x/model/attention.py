@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gpt2x.model.cache import LayerCache
+from gpt2x.model.position import rotate
 
 
 class CausalSelfAttention(nn.Module):
@@ -35,19 +36,25 @@ class CausalSelfAttention(nn.Module):
         cache: LayerCache | None = None,
         *,
         mask: Tensor | None = None,
+        turns: Tensor | None = None,
         at_B: Tensor | None = None,
     ) -> Tensor:
         """(B, T, C) -> (B, T, C).
 
         cache  the T positions also see those that are kept there, and are added to it
-        mask   (..., T, T), added to the scores: what may be seen, where that is less than all that stands before
+        mask   (B or 1, N or 1, T, T), added to the scores: what may be seen, where that is less than all that stands
+               before, and the positions of ALiBi
+        turns  queries and keys are turned by these: rotary positions
         at_B   only what comes out at this position of each row is computed: (B, 1, C)
         """
-        if at_B is not None and type(self.c_attn) is nn.Linear:
-            y_BQC = self._attend_at(x_BTC, at_B)
+        # Turned keys have no matrix that a query could go through instead; an adapter's layer has two.
+        if at_B is not None and turns is None and type(self.c_attn) is nn.Linear:
+            y_BQC = self._attend_at(x_BTC, at_B, mask)
         else:
             B, T, C = x_BTC.shape
             q, k, v = self.c_attn(x_BTC).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4).unbind()
+            if turns is not None:
+                q, k = rotate(q, turns), rotate(k, turns)
             if cache is not None:
                 k, v = cache.extend(k, v)
                 mask = cache.mask
@@ -55,7 +62,7 @@ class CausalSelfAttention(nn.Module):
             y_BQC = y_BQC if at_B is None else select(y_BQC, at_B)
         return F.dropout(self.c_proj(y_BQC), self.dropout, self.training)
 
-    def _attend_at(self, x_BTC: Tensor, at_B: Tensor) -> Tensor:
+    def _attend_at(self, x_BTC: Tensor, at_B: Tensor, mask: Tensor | None) -> Tensor:
         """What one query a row finds, (B, 1, C), without the keys and values of all positions.
 
         A score is q (W x + b) = (q W) x + q b, so the query goes through the matrix of the keys, once, instead of every
@@ -70,8 +77,13 @@ class CausalSelfAttention(nn.Module):
         q_BNH = torch.einsum("bc,nhc->bnh", select(x_BTC, at_B)[:, 0], query_NHC) + query_NH
         through_BNC = torch.einsum("bnh,nhc->bnc", q_BNH, key_NHC)
         scores_BNT = (through_BNC @ x_BTC.transpose(1, 2) + (q_BNH * key_NH).sum(-1, keepdim=True)) / math.sqrt(H)
-        hidden_BT = torch.arange(T, device=at_B.device) > at_B[:, None]
-        weights_BNT = F.softmax(scores_BNT.masked_fill(hidden_BT[:, None], float("-inf")), dim=-1)
+        if mask is None:
+            hidden_BT = torch.arange(T, device=at_B.device) > at_B[:, None]
+            scores_BNT = scores_BNT.masked_fill(hidden_BT[:, None], float("-inf"))
+        else:
+            rows = torch.arange(B, device=at_B.device)
+            scores_BNT = scores_BNT + mask.expand(B, -1, -1, -1)[rows, :, at_B]
+        weights_BNT = F.softmax(scores_BNT, dim=-1)
         weights_BNT = F.dropout(weights_BNT, self.dropout, self.training)
         y_BNH = torch.einsum("bnc,nhc->bnh", weights_BNT @ x_BTC, value_NHC) + value_NH * weights_BNT.sum(-1, keepdim=True)
         return y_BNH.reshape(B, 1, C)

@@ -38,6 +38,7 @@ struct block {
     struct norm ln_2;
     struct linear mlp_c_fc, mlp_c_proj;
     int64_t n_head;
+    const float *turns, *slopes; /* rotary positions: cosine and sine, (positions, H / 2, 2); ALiBi's: (heads); or neither */
 };
 
 typedef float vec __attribute__((vector_size(4 * WIDTH), aligned(4)));
@@ -141,31 +142,46 @@ static void normalize(const struct norm *norm, const float *x, float *y, int64_t
     }
 }
 
+/* A query or key x (H) at one position, into y: each pair of numbers turned, as `rotate` in position.py does. */
+static void turn(const float *turns, const float *x, float *y, int64_t H)
+{
+    for (int64_t h = 0; h < H; h += 2) {
+        y[h] = x[h] * turns[h] - x[h + 1] * turns[h + 1];
+        y[h + 1] = x[h] * turns[h + 1] + x[h + 1] * turns[h];
+    }
+}
+
 /* Attention of T new tokens of each of B texts. qkv (B, T, 3, heads, H); keys and values (B, heads, capacity, H) hold
  * starts[b] positions of text b and get the new ones behind them; y (B, T, heads, H). A token sees what stands before it
  * and itself. */
 static void attend(
-    const float *qkv, float *keys, float *values, const int64_t *starts, float *y, int64_t B, int64_t T, int64_t heads,
-    int64_t H, int64_t capacity)
+    const struct block *block, const float *qkv, float *keys, float *values, const int64_t *starts, float *y, int64_t B,
+    int64_t T, int64_t capacity)
 {
-    const int64_t C = heads * H;
+    const int64_t heads = block->n_head, C = block->c_attn.K, H = C / heads;
     const float scale = 1 / sqrtf(H);
 #pragma omp parallel for schedule(static)
     for (int64_t bn = 0; bn < B * heads; bn++) {
         const int64_t b = bn / heads, n = bn % heads, start = starts[b];
         float *k = keys + bn * capacity * H, *v = values + bn * capacity * H;
-        float weight[start + T];
+        const float slope = block->slopes ? block->slopes[n] : 0;
+        float weight[start + T], turned[H];
         for (int64_t t = 0; t < T; t++) {
             const float *q = qkv + (b * T + t) * 3 * C + n * H;
             const int64_t seen = start + t + 1;
-            memcpy(k + (seen - 1) * H, q + C, H * sizeof *q);
             memcpy(v + (seen - 1) * H, q + 2 * C, H * sizeof *q);
+            if (block->turns) {
+                turn(block->turns + (seen - 1) * H, q + C, k + (seen - 1) * H, H);
+                turn(block->turns + (seen - 1) * H, q, turned, H);
+                q = turned;
+            } else
+                memcpy(k + (seen - 1) * H, q + C, H * sizeof *q);
             float highest = -INFINITY, sum = 0;
             for (int64_t i = 0; i < seen; i++) {
                 float score = 0;
 #pragma omp simd reduction(+ : score)
                 for (int64_t h = 0; h < H; h++) score += q[h] * k[i * H + h];
-                weight[i] = score * scale;
+                weight[i] = score * scale - slope * (seen - 1 - i);
                 highest = fmaxf(highest, weight[i]);
             }
             for (int64_t i = 0; i < seen; i++) sum += weight[i] = expf(weight[i] - highest);
@@ -187,7 +203,7 @@ void block(
     float *normed = scratch, *attended = scratch + M * C, *wide = scratch + 2 * M * C;
     normalize(&b->ln_1, x, normed, M, C);
     linear(&b->c_attn, normed, wide, M, STORE);
-    attend(wide, keys, values, starts, attended, B, T, b->n_head, C / b->n_head, capacity);
+    attend(b, wide, keys, values, starts, attended, B, T, capacity);
     linear(&b->c_proj, attended, x, M, ADD);
     normalize(&b->ln_2, x, normed, M, C);
     linear(&b->mlp_c_fc, normed, wide, M, GELU);

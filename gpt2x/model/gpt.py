@@ -1,8 +1,8 @@
 """GPT-2: token ids go in, logits over the next token come out.
 
 The architecture is that of Radford et al., "Language Models are Unsupervised Multitask Learners" (2019), and
-of OpenAI's code for it: a pre-norm transformer decoder with learned positions, tanh-approximated GELU and an
-output head tied to the token embedding. Parameters carry OpenAI's names (wte, wpe, h.0.attn.c_attn, ...).
+of OpenAI's code for it: a pre-norm transformer decoder with learned positions (position.py has others), tanh-approximated
+GELU and an output head tied to the token embedding. Parameters carry OpenAI's names (wte, wpe, h.0.attn.c_attn, ...).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from gpt2x.model.attention import CausalSelfAttention, select
 from gpt2x.model.cache import KVCache, LayerCache
+from gpt2x.model.position import ALiBi, Rotary
 
 
 class MLP(nn.Module):
@@ -51,10 +52,11 @@ class Block(nn.Module):
         cache: LayerCache | None = None,
         *,
         mask: Tensor | None = None,
+        turns: Tensor | None = None,
         at_B: Tensor | None = None,
     ) -> Tensor:
         """(B, T, C) -> (B, T, C), or (B, 1, C) with `at_B`; the arguments are those of the attention."""
-        branch = self.attn(self.ln_1(x_BTC), cache, mask=mask, at_B=at_B)
+        branch = self.attn(self.ln_1(x_BTC), cache, mask=mask, turns=turns, at_B=at_B)
         x_BTC = branch + (x_BTC if at_B is None else select(x_BTC, at_B))
         return x_BTC + self.mlp(self.ln_2(x_BTC))
 
@@ -71,7 +73,7 @@ class GPT(nn.Module):
 
     `vocab_size` comes from the tokenizer, the other settings from the model's config (see GPTConfig). `generator`
     is the random stream that the initial weights are drawn from. `attention` is "sdpa" or "manual": the same
-    function, fast or with every matrix visible.
+    function, fast or with every matrix visible. `position` is "learned", "rope", "alibi" or "none" (see position.py).
     """
 
     def __init__(
@@ -86,13 +88,19 @@ class GPT(nn.Module):
         tied_head: bool = True,
         init: str = "gpt2",
         attention: str = "sdpa",
+        position: str = "learned",
         generator: torch.Generator | None = None,
     ):
         super().__init__()
         self.vocab_size, self.context_length, self.n_head, self.dropout = vocab_size, context_length, n_head, dropout
         self.shape = f"{n_layer} layers, {n_head} heads, {n_embd} wide, context {context_length}"
+        self.position = position
+        if position != "learned":
+            self.shape += f", position={position}"
         self.wte = nn.Embedding(vocab_size, n_embd)
-        self.wpe = nn.Embedding(context_length, n_embd)
+        self.wpe = nn.Embedding(context_length, n_embd) if position == "learned" else None
+        self.rotary = Rotary(head_width=n_embd // n_head, context_length=context_length) if position == "rope" else None
+        self.alibi = ALiBi(n_head=n_head) if position == "alibi" else None
         self.h = nn.ModuleList(
             Block(n_embd=n_embd, n_head=n_head, context_length=context_length, dropout=dropout, attention=attention)
             for _ in range(n_layer)
@@ -147,49 +155,56 @@ class GPT(nn.Module):
         below         what the lower blocks make of the tokens, where that is known already
         at_B          only the states at these positions, one a row, are wanted: (B, 1, C)
         """
-        x_BTC, first, mask = self._enter(tokens_BT, cache, documents_BT, below)
+        x_BTC, first, order = self._enter(tokens_BT, cache, documents_BT, below)
         for i in range(first, len(self.h)):
             kept = None if cache is None else cache.layers[i]
             if at_B is not None and i == len(self.h) - 1:  # above the last attention the other positions are of no use
-                x_BTC = self.h[i](x_BTC, at_B=at_B)
-            elif mask is not None:
-                x_BTC = self.h[i](x_BTC, mask=mask)
-            else:
-                x_BTC = self.h[i](x_BTC, kept)
+                order = order | {"at_B": at_B}
+            x_BTC = self.h[i](x_BTC, kept, **order)
         if at_B is not None and first == len(self.h):  # no block was left to do it
             x_BTC = select(x_BTC, at_B)
         return self.ln_f(x_BTC)
 
     def below(self, tokens_BT: Tensor, n: int, documents_BT: Tensor | None = None) -> Below:
         """What enters block `n`; see `hidden`, which goes on from there."""
-        x_BTC, _, mask = self._enter(tokens_BT, None, documents_BT, None)
+        x_BTC, _, order = self._enter(tokens_BT, None, documents_BT, None)
         for block in self.h[:n]:
-            x_BTC = block(x_BTC) if mask is None else block(x_BTC, mask=mask)
+            x_BTC = block(x_BTC, **order)
         return Below(n, x_BTC)
 
     def _enter(
         self, tokens_BT: Tensor, cache: KVCache | None, documents_BT: Tensor | None, below: Below | None
-    ) -> tuple[Tensor, int, Tensor | None]:
-        """The states to begin with, the block that they enter, and the attention mask of several texts in a row."""
+    ) -> tuple[Tensor, int, dict[str, Tensor]]:
+        """The states to begin with, the block that they enter, and what tells the attention of all blocks the order of the
+        tokens, as far as it is not simply one behind the other: the one place where positions come in."""
         T, device = tokens_BT.shape[1], tokens_BT.device
         if self.context_length < T:
             raise ValueError(f"{T} tokens do not fit the model's context of {self.context_length}")
-        mask = None
+        places = torch.arange(T, device=device) if cache is None else cache.begin(T)  # in the row: (T,) or (B, T)
+        positions, order = places, {}
         if documents_BT is not None:
             same_BTT = documents_BT[:, :, None] == documents_BT[:, None]
             seen_BTT = same_BTT.tril()
             mask = torch.zeros(seen_BTT.shape, dtype=self.wte.weight.dtype, device=device)
-            mask = mask.masked_fill(~seen_BTT, float("-inf"))[:, None]
-        if below is not None:
-            return below.states_BTC, below.n, mask
-        if cache is not None:
-            positions = cache.begin(T)
-        elif documents_BT is not None:
+            order["mask"] = mask.masked_fill(~seen_BTT, float("-inf"))[:, None]
             positions = seen_BTT.sum(-1) - 1  # a token sees itself and those of its text that stand before it
-        else:
-            positions = torch.arange(T, device=device)
-        x_BTC = self.wte(tokens_BT) + self.wpe(positions)
-        return F.dropout(x_BTC, self.dropout, self.training), 0, mask
+        if self.rotary is not None:
+            order["turns"] = self.rotary(positions)
+        if self.alibi is not None and cache is not None:
+            cache.mask = self.alibi(places, cache.end)
+        elif self.alibi is not None:
+            order["mask"] = order.get("mask", 0) + self.alibi(places, T)
+        if below is not None:
+            return below.states_BTC, below.n, order
+        x_BTC = self.wte(tokens_BT)
+        if self.wpe is not None:
+            x_BTC = x_BTC + self.wpe(positions)
+        return F.dropout(x_BTC, self.dropout, self.training), 0, order
+
+    @property
+    def embeddings(self) -> list[nn.Embedding]:
+        """What the blocks stand on: that of the tokens, and that of the positions where they are learned."""
+        return [self.wte] if self.wpe is None else [self.wte, self.wpe]
 
     def new_cache(self, rows: int, capacity: int) -> KVCache:
         """An empty cache for `rows` texts of up to `capacity` tokens, at most `context_length`."""

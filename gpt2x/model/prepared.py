@@ -35,6 +35,7 @@ from gpt2x.model.cache import KVCache, LayerCache
 from gpt2x.model.classifier import parts
 from gpt2x.model.gpt import GPT, Block
 from gpt2x.model.lora import merge
+from gpt2x.model.position import ALiBi, Rotary
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +81,8 @@ def prepare(model: GPT, *, weights: str = "fp32", precision: str = "fp32", cache
     matrices = [module.weight for module in model.h.modules() if isinstance(module, nn.Linear)] + [head] * with_head
     memory = _Memory(sum(_packed_size(weight, weights) for weight in matrices))
     for i, block in enumerate(model.h):
-        model.h[i] = _KernelBlock(kernel, block, weights, memory)
+        model.h[i] = _KernelBlock(kernel, block, weights, memory, model.rotary, model.alibi)
+    model.rotary = model.alibi = None  # the blocks see to it
     if with_head:
         model.lm_head = _KernelHead(kernel, head, weights, memory)
     return model
@@ -127,6 +129,8 @@ class _Block(ctypes.Structure):
         ("mlp_c_fc", _Linear),
         ("mlp_c_proj", _Linear),
         ("n_head", ctypes.c_int64),
+        ("turns", ctypes.c_void_p),
+        ("slopes", ctypes.c_void_p),
     )
 
 
@@ -183,7 +187,15 @@ class _NoCopy(nn.Module):
 class _KernelBlock(_NoCopy):
     """What Block computes, without gradients, through block.c."""
 
-    def __init__(self, kernel: ctypes.CDLL, block: Block, weights: str, memory: _Memory):
+    def __init__(
+        self,
+        kernel: ctypes.CDLL,
+        block: Block,
+        weights: str,
+        memory: _Memory,
+        rotary: Rotary | None,
+        alibi: ALiBi | None,
+    ):
         super().__init__()
         self.kernel, self.n_head, tile = kernel, block.attn.n_head, tuple((ctypes.c_int * 2).in_dll(kernel, "tile_shape"))
         self.kept = []  # alive as long as their addresses are in use
@@ -197,10 +209,15 @@ class _KernelBlock(_NoCopy):
             self.kept += [layer.weight.detach().contiguous(), layer.bias.detach().contiguous()]
             return _Norm(*(tensor.data_ptr() for tensor in self.kept[-2:]))
 
+        def table(values: Tensor) -> int:
+            self.kept.append(values.contiguous())
+            return self.kept[-1].data_ptr()
+
         attn, mlp = block.attn, block.mlp
         self.structure = _Block(
             norm(block.ln_1), linear(attn.c_attn), linear(attn.c_proj),
             norm(block.ln_2), linear(mlp.c_fc), linear(mlp.c_proj), self.n_head,
+            None if rotary is None else table(rotary.turns), None if alibi is None else table(alibi.slope_N),
         )  # fmt: skip
         self.pointer = ctypes.byref(self.structure)
 

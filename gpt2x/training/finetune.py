@@ -79,7 +79,7 @@ def lora(
 def frozen_blocks(model: nn.Module) -> int:
     """How many blocks from the lowest on nothing is trained in or below; 0 if an embedding is trained."""
     gpt, _ = parts(model)
-    if any(p.requires_grad for p in (gpt.wte.weight, gpt.wpe.weight)):
+    if any(embedding.weight.requires_grad for embedding in gpt.embeddings):
         return 0
     trained = [i for i, block in enumerate(gpt.h) if any(p.requires_grad for p in block.parameters())]
     return trained[0] if trained else len(gpt.h)
@@ -88,7 +88,7 @@ def frozen_blocks(model: nn.Module) -> int:
 def table(model: nn.Module) -> str:
     """What is trained and what is frozen, a line for each part; neighbouring blocks of the same kind share one."""
     gpt, head = parts(model)
-    rows = [("wte, wpe", [gpt.wte, gpt.wpe])]
+    rows = [("wte, wpe" if gpt.wpe is not None else "wte", gpt.embeddings)]
     rows += [(f"h.{i}", [block]) for i, block in enumerate(gpt.h)]
     rows.append(("ln_f", [gpt.ln_f]))
     if head is not None:

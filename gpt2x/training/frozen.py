@@ -139,7 +139,7 @@ def _key(model: nn.Module, n: int, data: ExampleData, device: Device) -> str:
     gpt, _ = parts(model)
     computed = f"{device} {torch.__version__} {data.eval_batch_size} {gpt.h[0].attn.attend.__name__}"
     digest = hashlib.sha256(f"{n} {gpt.shape} {data.fingerprint} {computed}".encode())
-    for module in (gpt.wte, gpt.wpe, *gpt.h[:n]):
+    for module in (*gpt.embeddings, *gpt.h[:n]):
         for parameter in module.parameters():
             digest.update(parameter.detach().cpu().numpy().tobytes())
     return digest.hexdigest()[:24]

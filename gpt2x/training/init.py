@@ -23,8 +23,8 @@ def scratch(gpt: GPT, tokenizer: Tokenizer) -> None:
 def from_run(gpt: GPT, tokenizer: Tokenizer, *, path: str, which: str) -> None:
     """The weights of an earlier run's model, whatever its task; a head of its own is left behind if this model has none.
 
-    The context may be shorter than the run's: the positions beyond it are left out. Raises ConfigError if the run has
-    another tokenizer, or a model of another shape.
+    The context may be shorter than the run's: the positions beyond it are left out. Where positions are not learned it may
+    be longer too. Raises ConfigError if the run has another tokenizer, or a model of another shape or other positions.
     """
     from gpt2x.training.load import load_run  # which in turn builds a run's model anew, where it is an adapter's base
 
@@ -36,7 +36,11 @@ def from_run(gpt: GPT, tokenizer: Tokenizer, *, path: str, which: str) -> None:
     source = parts(run.model)[0]
     weights = dict(source.named_parameters())
     weights.setdefault("lm_head.weight", weights["wte.weight"])  # a tied head becomes one of its own
-    weights["wpe.weight"] = weights["wpe.weight"][: gpt.context_length]
+    if source.position != gpt.position:
+        problem = f"the model of init.path={path} has position={source.position}, and its weights know no other"
+        raise ConfigError("model.position", gpt.position, problem, "leave it out: with init=run it is the run's own")
+    if gpt.position == "learned":
+        weights["wpe.weight"] = weights["wpe.weight"][: gpt.context_length]
     mine = dict(gpt.named_parameters())
     alike = all(name in weights and weights[name].shape == parameter.shape for name, parameter in mine.items())
     if not alike or (len(source.h), source.n_head) != (len(gpt.h), gpt.n_head):

@@ -253,6 +253,7 @@ def test_a_setting_of_another_class_is_recognised():
         ("device.type=gpu", "device.type=gpu: expected one of cpu, cuda"),
         ("trainer=5", "trainer=5: this holds several settings"),
         ("model.n_head=5", "model.n_head=5: the heads must divide the width n_embd="),
+        ("model.position=rotary", "expected one of learned, rope, alibi, none"),
         ("model.n_layer.x=5", "model.n_layer={'x': 5}: expected a whole number"),
         ("trainer.max_epochs=3", "exactly one of max_steps and max_epochs"),
         ("trainer.max_steps=null", "exactly one of max_steps and max_epochs"),
@@ -280,6 +281,16 @@ def test_refused(override, message):
     assert message in text
     assert "use +" not in text
     assert "HYDRA" not in text
+
+
+def test_rotary_positions_need_heads_of_an_even_width():
+    text = refusal("model.position=rope", "model.n_embd=60", "model.n_head=20")
+    assert "model.n_head=20: position=rope turns pairs of numbers, so n_embd / n_head = 3 must be even" in text
+    assert "nearest numbers of heads that make it so: 10, 15, 30" in text
+    odd = refusal("model.position=rope", "model.n_embd=45", "model.n_head=5")
+    assert "use an even width, such as n_embd=50" in odd
+    fitting = compose("train", TrainConfig, ["model.position=rope", "model.n_embd=60", "model.n_head=15"])
+    assert fitting.model.position == "rope"
 
 
 def test_patience_needs_something_to_watch():

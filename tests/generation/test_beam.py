@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 import torch
-from models import gpt, hugging_face, restless
+from models import POSITIONS, gpt, hugging_face, restless
 
 from gpt2x.generation.beam import beam_search
 from gpt2x.generation.controls import Controls
@@ -63,8 +63,10 @@ def test_with_beams_for_everything_it_finds_the_likeliest_text_of_all():
 
 
 @pytest.mark.parametrize("settings", [{"cache": False}, {"prefill_chunk": 2}])
-def test_the_cache_changes_nothing_past_the_context_either(settings):
-    model = small(2, context_length=10)
+@pytest.mark.parametrize("position", POSITIONS)
+def test_the_cache_changes_nothing_past_the_context_either(settings, position):
+    learned = position == "learned"  # the others repeat themselves where the head is tied
+    model = small(2 if learned else 11, context_length=10, position=position, tied_head=learned)
     common = {"beams": 3, "controls": GREEDY, "max_new_tokens": 15, "end_of_text": None}
     plain, other = (beam_search(model, [1, 2, 3, 4, 5], **common, **extra) for extra in ({}, settings))
     assert [h.tokens for h in plain] == [h.tokens for h in other]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import SHAPE, gpt, hugging_face, restless
+from models import POSITIONS, SHAPE, gpt, hugging_face, restless
 
 from gpt2x.generation.controls import Controls
 from gpt2x.generation.decoding import Row, decode
@@ -33,6 +33,7 @@ def texts(rows: list[Row]) -> list[tuple[list[int], str | None]]:
 
 
 MODELS = [restless(gpt(seed, attention=kind)) for seed, kind in enumerate(("sdpa", "manual"))]
+OTHER_POSITIONS = [restless(gpt(0, position=position, tied_head=False)) for position in POSITIONS[1:]]
 prompts_of_any_length = st.lists(st.lists(st.integers(0, V - 1), min_size=1, max_size=2 * CONTEXT), min_size=1, max_size=4)
 
 
@@ -51,8 +52,9 @@ def test_greedy_tokens_are_those_of_transformers(model):
         assert len(set(row.history.new)) >= 5  # something to be wrong about
 
 
-@pytest.mark.parametrize("temperature", [0, 1.0])
-@pytest.mark.parametrize("model", MODELS, ids=["sdpa", "manual"])
+@pytest.mark.parametrize(
+    ("model", "temperature"), [(model, t) for model in MODELS for t in (0, 1.0)] + [(model, 1.0) for model in OTHER_POSITIONS]
+)
 @settings(deadline=None, max_examples=25)
 @given(prompts=prompts_of_any_length, chunk=st.none() | st.integers(1, 9), lookup=st.integers(0, 4), seed=st.integers(0, 99))
 def test_cache_pieces_guesses_and_batch_change_nothing(model, temperature, prompts, chunk, lookup, seed):
@@ -72,8 +74,9 @@ def test_without_room_for_a_second_token_the_window_is_the_last_one():
     assert texts(run(model, [[3], [4, 5]], **common)) == texts(run(model, [[3], [4, 5]], cache=False, **common))
 
 
-def test_a_full_context_slides_to_its_last_half_or_stops():
-    model, prompt = MODELS[0], list(range(10))
+@pytest.mark.parametrize("model", [MODELS[0], *OTHER_POSITIONS], ids=POSITIONS)
+def test_a_full_context_slides_to_its_last_half_or_stops(model):
+    prompt = list(range(10))
     (row,) = run(model, [prompt], end_of_text=None, max_new_tokens=40)
     tokens, start = row.tokens, 0
     for n in range(len(prompt), len(tokens)):  # what the window is at each token, told once more

@@ -51,10 +51,10 @@ def llama_cpp(gguf: Path, *questions: tuple[str, dict], context: int = 64) -> li
     return json.loads(done.stdout)
 
 
-def make_model(vocab_size: int, *, n_embd: int = 64, tied_head: bool = True, context_length: int = 64) -> GPT:
+def make_model(vocab_size: int, *, n_embd: int = 64, context_length: int = 64, **changes) -> GPT:
     """Random weights, large enough for a token to stand out."""
     generator = torch.Generator().manual_seed(3)
-    shape = dict(n_layer=2, n_head=2, n_embd=n_embd, context_length=context_length, tied_head=tied_head)
+    shape = dict(n_layer=2, n_head=2, n_embd=n_embd, context_length=context_length, **changes)
     model = GPT(vocab_size=vocab_size, **shape, generator=generator).eval()
     with torch.no_grad():
         for parameter in model.parameters():  # norms and biases too, which else are 1 and 0 whatever their names
@@ -174,9 +174,12 @@ def test_every_learned_token_has_a_merge(bpe):
         (dict(vocab_size=5), CharTokenizer("abcd"), "f32", "char tokenizer cannot be represented.*tokenizer=bpe"),
         (dict(vocab_size=257), BPETokenizer([bytes([i]) for i in range(256)]), "f32", "without merges.*above 257"),
         (dict(vocab_size=100), "bpe", "f32", "model has 100 tokens and the tokenizer 400"),
+        (dict(vocab_size=400, position="rope"), "bpe", "f32", "position=rope, and llama.cpp's gpt2 learned positions alone"),
+        (dict(vocab_size=400, position="alibi"), "bpe", "f16", "position=alibi.*train one with model.position=learned"),
+        (dict(vocab_size=400, position="none"), "bpe", "q8_0", "position=none"),
         (dict(vocab_size=400, n_embd=48), "bpe", "q8_0", "q8_0 needs a width that 32 divides.*n_embd is 48.*f16 or f32"),
     ],
-    ids=["characters", "no merges", "too few rows", "width"],
+    ids=["characters", "no merges", "too few rows", "rope", "alibi", "no positions", "width"],
 )
 def test_what_cannot_be_represented_is_refused(tmp_path, bpe, model, tokenizer, weights, message):
     with pytest.raises(UserError, match=message):

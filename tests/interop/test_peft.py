@@ -209,6 +209,20 @@ def test_there_must_be_an_adapter_to_write(tmp_path):
         write_adapter(base(), tmp_path)
 
 
+@pytest.mark.parametrize("position", ["rope", "alibi", "none"])
+def test_other_positions_than_learned_ones_are_refused_both_ways(tmp_path, position):
+    model = gpt(position=position)
+    peft_adapter(tmp_path / "theirs", hugging_face(base()))
+    for use in (
+        lambda: write_adapter(trained(gpt(position=position)), tmp_path / "ours"),
+        lambda: read_adapter(model, tmp_path / "theirs"),
+    ):
+        with pytest.raises(UserError, match=f"position={position}, and GPT-2 in transformers learned positions alone"):
+            use()
+    assert not (tmp_path / "ours").exists()
+    assert not adapted_layers(model)
+
+
 # -- PEFT's to us ------------------------------------------------------------------------------------------------
 
 

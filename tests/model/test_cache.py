@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import SHAPE, far_from_linear, gpt, some_tokens
+from models import POSITIONS, SHAPE, far_from_linear, gpt, some_tokens
 
 KINDS = ("manual", "sdpa")
 T = SHAPE["context_length"]
@@ -16,16 +16,17 @@ T = SHAPE["context_length"]
 TOLERANCE = 1e-11
 
 
-def double(attention: str):
-    return far_from_linear(gpt(attention=attention)).double().eval()
+def double(attention: str, position: str = "learned"):
+    return far_from_linear(gpt(attention=attention, position=position)).double().eval()
 
 
+@pytest.mark.parametrize("position", POSITIONS)
 @pytest.mark.parametrize("attention", KINDS)
 @settings(deadline=None, max_examples=30)
 @given(cuts=st.lists(st.integers(1, T - 1), max_size=6, unique=True))
 @torch.no_grad()
-def test_a_text_in_pieces_gives_the_logits_of_the_whole(attention, cuts):
-    model, tokens = double(attention), some_tokens()
+def test_a_text_in_pieces_gives_the_logits_of_the_whole(attention, position, cuts):
+    model, tokens = double(attention, position), some_tokens()
     cache = model.new_cache(3, T)
     ends = [0, *sorted(cuts), T]
     pieces = [model.logits(model.hidden(tokens[:, a:b], cache)) for a, b in itertools.pairwise(ends)]
@@ -33,12 +34,13 @@ def test_a_text_in_pieces_gives_the_logits_of_the_whole(attention, cuts):
     assert cache.lengths == [T] * 3
 
 
+@pytest.mark.parametrize("position", POSITIONS)
 @pytest.mark.parametrize("attention", KINDS)
 @settings(deadline=None, max_examples=30)
 @given(lengths=st.lists(st.integers(1, 12), min_size=1, max_size=4), steps=st.lists(st.integers(1, 3), max_size=4))
 @torch.no_grad()
-def test_rows_of_unequal_length_compute_what_they_would_alone(attention, lengths, steps):
-    model, tokens = double(attention), some_tokens(batch=len(lengths))
+def test_rows_of_unequal_length_compute_what_they_would_alone(attention, position, lengths, steps):
+    model, tokens = double(attention, position), some_tokens(batch=len(lengths))
     cache = model.new_cache(len(lengths), T)
     model.hidden(tokens[:, : max(lengths)], cache)  # of the shorter rows the last ones are padding
     cache.lengths = list(lengths)
@@ -62,9 +64,10 @@ def test_what_was_counted_too_far_can_be_taken_back():
     torch.testing.assert_close(logits, model(tokens)[:, 5:9], atol=TOLERANCE, rtol=0)
 
 
+@pytest.mark.parametrize("position", POSITIONS)
 @torch.no_grad()
-def test_rows_can_be_chosen_repeated_and_started_anew():
-    model, tokens = double("sdpa"), some_tokens(batch=3)
+def test_rows_can_be_chosen_repeated_and_started_anew(position):
+    model, tokens = double("sdpa", position), some_tokens(batch=3)
     cache = model.new_cache(3, T)
     model.hidden(tokens[:, :8], cache)
     cache.lengths = [8, 3, 5]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import SHAPE, far_from_linear, gpt, hugging_face, some_tokens
+from models import POSITIONS, SHAPE, far_from_linear, gpt, hugging_face, some_tokens
 from transformers import GPT2ForSequenceClassification
 
 from gpt2x.config.instantiate import instantiate
@@ -114,11 +114,12 @@ def test_the_first_token_has_seen_nothing_else():
 
 @pytest.mark.parametrize("attention", KINDS)
 @pytest.mark.parametrize("n_layer", [1, 3])
-def test_one_position_is_computed_as_all_of_them_are(attention, n_layer):
+@pytest.mark.parametrize("position", POSITIONS)
+def test_one_position_is_computed_as_all_of_them_are(attention, n_layer, position):
     """States and the gradients of everything below them, of the attention's keys and values too."""
     at, results = torch.tensor([0, 6, T - 1, 12]), []
     for only in (True, False):
-        model = far_from_linear(gpt(attention=attention, n_layer=n_layer)).double()
+        model = far_from_linear(gpt(attention=attention, n_layer=n_layer, position=position)).double()
         states = model.hidden(texts(), at_B=at) if only else model.hidden(texts())[torch.arange(4), at][:, None]
         assert states.shape == (4, 1, SHAPE["n_embd"])
         states.sin().sum().backward()
@@ -128,9 +129,10 @@ def test_one_position_is_computed_as_all_of_them_are(attention, n_layer):
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize("position", POSITIONS)
 @torch.no_grad()
-def test_a_classifier_computed_by_the_kernel_is_the_same(pooling, kernels):
-    exact, quick = classifier(pooling), classifier(pooling).float()
+def test_a_classifier_computed_by_the_kernel_is_the_same(pooling, position, kernels):
+    exact, quick = classifier(pooling, position=position), classifier(pooling, position=position).float()
     with ready(quick, instantiate(DeviceConfig(threads=1)), weights="fp32", cache=kernels)():
         logits = quick(texts(), LENGTHS)
     assert type(quick.gpt.h[0]).__name__ == "_KernelBlock"
@@ -160,9 +162,10 @@ def test_a_classifier_above_what_is_known_is_the_whole_one(pooling, attention, n
 
 @pytest.mark.parametrize("attention", KINDS)
 @pytest.mark.parametrize("n", range(SHAPE["n_layer"] + 1))
+@pytest.mark.parametrize("position", POSITIONS)
 @torch.no_grad()
-def test_a_language_model_above_what_is_known_is_the_whole_one(attention, n):
-    model, tokens = far_from_linear(gpt(attention=attention)).double().eval(), texts()
+def test_a_language_model_above_what_is_known_is_the_whole_one(attention, n, position):
+    model, tokens = far_from_linear(gpt(attention=attention, position=position)).double().eval(), texts()
     documents = torch.arange(T).expand(4, T) // 10
     for more in ({}, {"documents_BT": documents}):
         below = model.below(tokens, n, *more.values())
@@ -178,15 +181,16 @@ def upper(model: Classifier, n: int) -> list[torch.nn.Module]:
 # -- several texts in a row ------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("position", POSITIONS)
 @settings(max_examples=30)
 @given(cuts=st.sets(st.integers(1, T - 1), max_size=6), padding=st.integers(0, 5), attention=st.sampled_from(KINDS))
-def test_texts_in_one_row_are_computed_as_each_alone_is(cuts, padding, attention):
+def test_texts_in_one_row_are_computed_as_each_alone_is(position, cuts, padding, attention):
     """Logits and the gradients of all weights: no text sees another, each has positions from 0 on, padding has no part."""
     tokens, ends = some_tokens(batch=1), [*sorted(cuts), T]
     if padding and padding < T - max(cuts, default=0):
         ends[-1] = T - padding
     documents = torch.full((1, T), -1)
-    packed, apart = (far_from_linear(gpt(attention=attention)).double() for _ in range(2))
+    packed, apart = (far_from_linear(gpt(attention=attention, position=position)).double() for _ in range(2))
     alone, start = [], 0
     for number, end in enumerate(ends):
         documents[0, start:end] = number
@@ -209,9 +213,10 @@ def test_rows_of_one_text_are_what_they_are_without_saying_so(attention):
 
 
 @pytest.mark.parametrize("attention", KINDS)
+@pytest.mark.parametrize("position", POSITIONS)
 @torch.no_grad()
-def test_packed_rows_can_be_computed_in_bf16(attention):
-    model, tokens = far_from_linear(gpt(attention=attention)).eval(), some_tokens()
+def test_packed_rows_can_be_computed_in_bf16(attention, position):
+    model, tokens = far_from_linear(gpt(attention=attention, position=position)).eval(), some_tokens()
     documents = (torch.arange(T) // 10).expand_as(tokens)
     expected = model(tokens, documents_BT=documents)
     with torch.autocast("cpu", torch.bfloat16):

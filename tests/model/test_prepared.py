@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import SHAPE, far_from_linear, gpt, some_tokens
+from models import POSITIONS, SHAPE, far_from_linear, gpt, some_tokens
 
 from gpt2x.config.option import ConfigError
 from gpt2x.model import prepared
@@ -106,10 +106,11 @@ def test_bf16_products_and_other_weights_are_two_choices():
     ("weights", "precision", "tolerance"),
     [("fp32", "fp32", 1e-5), ("bf16", "fp32", 0.1), ("int8", "fp32", 0.2), ("fp32", "bf16", 0.2)],
 )
+@pytest.mark.parametrize("position", POSITIONS)
 @torch.no_grad()
-def test_a_prepared_model_computes_what_the_model_did(kernels, weights, precision, tolerance, tied_head):
+def test_a_prepared_model_computes_what_the_model_did(kernels, weights, precision, tolerance, tied_head, position):
     """Logits here have a standard deviation of 1. The tolerances of the rounded ones are four times what is seen."""
-    model, tokens = far_from_linear(gpt(tied_head=tied_head)).eval(), some_tokens()
+    model, tokens = far_from_linear(gpt(tied_head=tied_head, position=position)).eval(), some_tokens()
     expected = model(tokens)
     logits = prepare(copy.deepcopy(model), weights=weights, precision=precision, cache=kernels)(tokens)
     assert expected.std() > 0.5
@@ -122,10 +123,18 @@ def test_a_prepared_model_computes_what_the_model_did(kernels, weights, precisio
 
 @pytest.mark.parametrize("weights", WEIGHTS)
 @settings(deadline=None, max_examples=30)
-@given(lengths=st.lists(st.integers(1, T - 4), min_size=1, max_size=6), chunk=st.integers(1, T), threads=st.integers(1, 3))
+@given(
+    lengths=st.lists(st.integers(1, T - 4), min_size=1, max_size=6),
+    chunk=st.integers(1, T),
+    threads=st.integers(1, 3),
+    position=st.sampled_from(POSITIONS),
+)
 @torch.no_grad()
-def test_a_text_has_the_same_bits_in_any_batch_in_any_pieces_and_without_a_cache(kernels, weights, lengths, chunk, threads):
-    model, tokens = prepare(far_from_linear(gpt(n_embd=48)).eval(), weights=weights, cache=kernels), some_tokens(len(lengths))
+def test_a_text_has_the_same_bits_in_any_batch_in_any_pieces_and_without_a_cache(
+    kernels, weights, lengths, chunk, threads, position
+):
+    model = prepare(far_from_linear(gpt(n_embd=48, position=position)).eval(), weights=weights, cache=kernels)
+    tokens = some_tokens(len(lengths))
     whole = [model(row[None])[0] for row in tokens]
     torch.set_num_threads(threads)
     kept = model.new_cache(len(lengths), T)

@@ -6,7 +6,7 @@ import re
 
 import pytest
 import torch
-from models import SHAPE, far_from_linear, gpt, some_tokens
+from models import POSITIONS, SHAPE, far_from_linear, gpt, some_tokens
 
 from gpt2x.config.compose import compose
 from gpt2x.config.instantiate import instantiate
@@ -149,6 +149,19 @@ def test_a_run_says_what_it_trains_and_leaves_the_rest_as_it_was(fine_tuning, tm
     assert changed == {name for name in weights[0] if name.startswith(("gpt.h.2.", "gpt.ln_f.", "score."))}
     train(fine_tuning("classifier", **{"trainer.max_steps": 2}), tmp_path / "full")
     assert "frozen" not in capsys.readouterr().out  # all of it is trained: no table
+
+
+@pytest.mark.parametrize("position", POSITIONS[1:])
+def test_without_learned_positions_the_tokens_are_the_only_embedding(position):
+    model = gpt(position=position)
+    instantiate(LastBlockConfig(), model)
+    assert frozen_blocks(model) == N - 1
+    assert re.search(rf"^wte +0 +{model.wte.weight.numel():,}$", table(model), re.MULTILINE)
+    model.wte.requires_grad_(True)
+    assert frozen_blocks(model) == 0
+    optimizer = instantiate(AdamWConfig(lr=0.1, layer_decay=0.5), gpt(position=position))
+    rates = {tuple(p.shape): group["lr"] for group in optimizer.param_groups for p in group["params"] if p.dim() == 2}
+    assert rates[tuple(model.wte.weight.shape)] == pytest.approx(0.1 * 0.5 ** (N + 1))
 
 
 # -- learning rates --------------------------------------------------------------------------------------------

@@ -87,6 +87,16 @@ def test_it_is_also_with_other_parts_trained(fine_tuning, tmp_path, capsys, fine
     assert_same_run(tmp_path / "auto", tmp_path / "off")
 
 
+@pytest.mark.parametrize("position", ["rope", "alibi", "none"])
+def test_it_is_also_with_other_positions(fine_tuning, tmp_path, capsys, position):
+    kind, settings = TUNED["instruct, packing"]
+    settings = settings | {"model.position": position, "trainer.max_steps": 20}
+    for keep in ("memory", "off"):
+        train(fine_tuning(kind, finetune=LastBlockConfig(), **settings | {"trainer.frozen_cache": keep}), tmp_path / keep)
+        assert bool("are computed once" in said(capsys)) == (keep == "memory")
+    assert_same_run(tmp_path / "memory", tmp_path / "off")
+
+
 def test_an_average_micro_batches_and_an_evaluation_of_training_rows_go_with_it(fine_tuning, tmp_path):
     more = {"trainer.ema_decay": 0.9, "trainer.accumulate": 3, "trainer.eval_train_windows": 20}
     for keep in ("memory", "off"):
@@ -134,6 +144,8 @@ def test_a_later_run_finds_the_file_and_one_with_other_weights_data_tokens_or_bl
         "heads": {"model.n_head": 4},
         "grouping": {"data": {"eval_batch_size": 5}},  # other sums of matrix products: other bits
         "attention": {"model.attention": "manual"},
+        "rope": {"model.position": "rope"},
+        "no positions": {"model.position": "none"},  # with the same weights as rope
     }
     for number, (name, change) in enumerate(changes.items(), 2):
         assert "found in" not in run(name, **change), name

@@ -162,6 +162,24 @@ def test_a_model_of_another_shape_is_refused_with_both(base, tmp_path, capsys, o
     assert "Traceback" not in error
 
 
+@pytest.mark.parametrize(("theirs", "mine"), [("learned", "rope"), ("rope", "none"), ("alibi", "learned")])
+def test_other_positions_are_refused_by_name(make_base, tmp_path, capsys, theirs, mine):
+    base = make_base(theirs, f"model.position={theirs}")
+    assert run(tmp_path / "run", *TUNED["classifier"], *from_base(base, f"model.position={mine}")) == 2
+    error = capsys.readouterr().err
+    assert f"model.position={mine}: the model of init.path={base} has position={theirs}" in error
+    assert "leave it out: with init=run it is the run's own" in error
+
+
+@pytest.mark.parametrize("position", ["rope", "alibi", "none"])
+def test_without_learned_positions_they_are_the_runs_and_the_context_may_be_longer(make_base, tmp_path, position):
+    base = make_base(position, f"model.position={position}")
+    assert run(tmp_path / "run", *TUNED["classifier"], *from_base(base, "model.context_length=200")) == 0
+    assert same(gpt_weights(tmp_path / "run", "last"), gpt_weights(base))
+    longer = load_run(tmp_path / "run").model.gpt
+    assert (longer.position, longer.context_length, longer.wpe) == (position, 200, None)
+
+
 def test_other_tokens_are_refused(base, tmp_path, capsys):
     for tokenizer in ("tokenizer.vocab_size=310", "tokenizer=char"):
         assert run(tmp_path / tokenizer.replace("=", " "), *TUNED["classifier"], *from_base(base, tokenizer)) == 2
