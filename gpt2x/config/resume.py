@@ -22,6 +22,7 @@ CHANGEABLE = (
     "trainer.keep_*",
     "trainer.log_*",
     "trainer.patience",
+    "trainer.divergence",
 )
 EXTENDABLE = ("trainer.max_steps", "trainer.max_epochs")  # may be raised
 

@@ -120,7 +120,7 @@ class RunFolder:
             "steps": state.step,
             "tokens": state.tokens,
             "seconds": state.seconds,
-        }
+        } | ({"pruned": True} if state.pruned else {})
 
 
 def versions() -> dict[str, str]:
