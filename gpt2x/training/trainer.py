@@ -67,7 +67,7 @@ class Trainer:
 
     `saved` are the names of the parameters that a checkpoint holds: all that the model cannot be made without.
     `sample(step)` makes texts to look at after an evaluation. `prune(step, metrics)`, if there is one, is told the
-    metrics of each evaluation but the last and says whether to give the run up. `identity` is saved with every
+    metrics of each evaluation and says whether to give the run up. `identity` is saved with every
     checkpoint (see Checkpoint.require), and so is the task's `about`.
     """
 
@@ -267,8 +267,8 @@ class Trainer:
             state.evaluated_step, state.metrics, state.evaluations_since_best = state.step, row, since_best
             if better:
                 state.best, state.best_step = value, state.step
-            if self.prune is not None and not self._is_over(since_best):
-                state.pruned = self.prune(state.step, row)
+            if self.prune is not None:
+                state.pruned = self.prune(state.step, row) and not self._is_over(since_best)
             self.progress.evaluated(state.step, row, best=better)
             for sample in self.sample(state.step):
                 self.tracker.sample({"step": state.step} | sample)
