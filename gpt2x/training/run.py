@@ -100,6 +100,8 @@ def train(config: TrainConfig, run_dir: Path, *, overrides: list[str] | None = N
             saved = {name: parameter for name, parameter in saved.items() if parameter.requires_grad}
         if checkpoint is not None:
             checkpoint.require(identity)
+        sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+        folder.result |= {"parameters": sum(n for n, _ in sizes), "trained_parameters": sum(n for n, on in sizes if on)}
         folder.begin()
         log.info("data     %s", data)
         log.info("tokens   %s, %s in the vocabulary", tokenizer.kind, f"{tokenizer.vocab_size:,}")

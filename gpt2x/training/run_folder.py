@@ -120,6 +120,7 @@ class RunFolder:
             "steps": state.step,
             "tokens": state.tokens,
             "seconds": state.seconds,
+            "flops": state.flops,
         }
 
 

@@ -9,6 +9,7 @@ a run that goes on from a checkpoint gives the same bits as one that was never s
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import math
 import time
@@ -27,6 +28,7 @@ from gpt2x.tracking.console import Progress
 from gpt2x.tracking.tracker import Tracker
 from gpt2x.training.checkpoint import Checkpoint, Checkpoints
 from gpt2x.training.ema import EMA
+from gpt2x.training.flops import flops_per_token
 from gpt2x.training.frozen import FrozenStates
 from gpt2x.training.schedule import Schedule
 from gpt2x.training.signals import StopRequest
@@ -46,6 +48,7 @@ class TrainState:
     step: int = 0
     tokens: int = 0
     seconds: float = 0.0
+    flops: float = 0.0  # estimated operations of training (flops.py)
     best: float | None = None  # lowest value of the task's metric so far, and the step it was reached at
     best_step: int | None = None
     evaluations_since_best: int = 0
@@ -99,6 +102,7 @@ class Trainer:
         self.frozen: FrozenStates | None = None
         self.peak_lrs = [group["lr"] for group in optimizer.param_groups]
         self.forward = device.prepare(model)
+        self.flops_per_token = functools.cache(functools.partial(flops_per_token, model))
         self.ema = EMA(self.parameters, ema_decay) if ema_decay is not None else None
         self.state = TrainState()
         self.saved = (-1, -1)  # the step of the newest checkpoint, and the last evaluation it knows of
@@ -121,7 +125,8 @@ class Trainer:
                 cut_short = due and state.evaluated_step != state.step
                 state.unlogged = row if cut_short else {}
                 if row and not cut_short:
-                    self.tracker.log({"step": state.step, "tokens": state.tokens, "seconds": self._seconds()} | row)
+                    how_far = {"step": state.step, "tokens": state.tokens, "seconds": self._seconds(), "flops": state.flops}
+                    self.tracker.log(how_far | row)
                 state.finished = not cut_short and self._is_over(state.evaluations_since_best)
                 if state.finished and state.step < self.max_steps:
                     log.info("stopping early: no better %s for %d evaluations", self.task.metric, self.patience)
@@ -194,6 +199,7 @@ class Trainer:
             self.ema.update(state.step)
         state.step += 1
         state.tokens += tokens
+        state.flops += sum(batch.tokens * self.flops_per_token(batch.inputs.shape[1]) for batch in batches)
         self.interval[0] += tokens
         self.interval[1] += time.perf_counter() - started
         speed = self.interval[0] / self.interval[1]
