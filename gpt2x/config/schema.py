@@ -18,6 +18,7 @@ from gpt2x.device import DeviceConfig
 from gpt2x.evaluation.config import ClassificationConfig, PerplexityConfig, RougeConfig
 from gpt2x.generation.config import GenerationConfig, SamplingConfig, WeightsConfig
 from gpt2x.model.config import GPTConfig
+from gpt2x.sweep.config import GridConfig, PairedConfig
 from gpt2x.task.config import ClassifierConfig, InstructionTuningConfig, LanguageModelingConfig
 from gpt2x.tokenizer.config import BPETokenizerConfig, CharTokenizerConfig, GPT2TokenizerConfig
 from gpt2x.tracking.config import NoLoggerConfig, WandbConfig
@@ -53,6 +54,7 @@ GROUPS: dict[str, tuple[type, ...]] = {
     "logger": (WandbConfig, NoLoggerConfig),
     "sampling": (SamplingConfig,),
     "evaluation": (PerplexityConfig, ClassificationConfig, RougeConfig),
+    "sweep": (GridConfig, PairedConfig),
     "suite": (GenerateSuiteConfig, FinetuneSuiteConfig),
 }
 
@@ -88,7 +90,8 @@ class TrainConfig:
 
     name: str = option("${data.name}", "name of the run, part of its folder's name", verbatim=True)
     seed: int = option(1, "the one number that all random streams are derived from", minimum=0, maximum=2**32 - 1)
-    resume: str | None = option(None, "a run's folder: go on exactly where it stopped", verbatim=True)
+    seeds: int | None = option(None, "a sweep that makes each run this many times, with seed, seed+1, ...", minimum=1)
+    resume: str | None = option(None, "a run's folder: go on exactly where it stopped; a sweep's: with its runs", verbatim=True)
     sample_prompt: str | None = option(
         "\n", "text that the sample at each evaluation of a language model starts with; null: no samples", verbatim=True
     )
@@ -105,6 +108,7 @@ class TrainConfig:
     device: Any = None
     logger: Any = None
     sampling: Any = None
+    sweep: Any = field(default_factory=GridConfig)
 
     def check(self) -> None:
         """The rules between groups."""

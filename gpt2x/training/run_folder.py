@@ -132,7 +132,7 @@ def versions() -> dict[str, str]:
 
 def config_hash(config: TrainConfig) -> str:
     """Hex sha256 of the settings that decide what a run computes: not its name, where files lie, or who is told."""
-    beside = {"name", "resume", "paths", "logger"}
+    beside = {"name", "resume", "paths", "logger", "sweep", "seeds"}
     decisive = {key: value for key, value in asdict(config).items() if key not in beside}
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 

@@ -1,0 +1,146 @@
+"""Which runs a sweep makes: a search is asked for trials and told what came of them.
+
+The space comes from the command line and `sweep.params`; the sweep loop (config/multirun.py) turns each trial into the
+overrides of a run. Nothing here knows how a run is made.
+"""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from gpt2x.config.option import ConfigError
+
+
+@dataclass(frozen=True)
+class Choices:
+    """Values to choose among, as one would type them in an override."""
+
+    values: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Numbers from `low` to `high`, both included; `log`: their logarithms count; `integer`: whole ones only."""
+
+    low: float
+    high: float
+    log: bool = False
+    integer: bool = False
+
+
+Space = dict[str, Choices | Interval]
+"""Dotted name of a setting, or a group -> its values."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run to make: `number` is the name of its folder, `values` its overrides beside those that all runs share."""
+
+    number: int
+    values: dict[str, str]
+
+
+class Search:
+    """Chooses the trials of a sweep.
+
+    `learns` says whether results decide what comes next: such a search is asked for as many trials as run side by side,
+    any other one for all at once.
+    """
+
+    learns = False
+
+    def ask(self, n: int) -> list[Trial]:
+        """The next trials, at most `n`; none when nothing is left."""
+        raise NotImplementedError
+
+    def tell(self, trial: Trial, result: dict[str, Any] | None) -> None:
+        """Take what came of a trial: the content of its result.json, or None if there is none."""
+
+
+class Listed(Search):
+    """Trials that are known from the start."""
+
+    def __init__(self, values: Iterable[dict[str, str]]):
+        self._trials: Iterator[Trial] = (Trial(number, chosen) for number, chosen in enumerate(values))
+
+    def ask(self, n: int) -> list[Trial]:
+        return list(itertools.islice(self._trials, n))
+
+
+class Grid(Listed):
+    """Every combination, the last axis changing fastest; of an empty space the one that sets nothing.
+
+    `settings` are those of the sweep loop. Raises ConfigError for an interval, which has no list of values.
+    """
+
+    def __init__(self, space: Space, **settings: Any):
+        combinations = itertools.product(*lists(space).values())
+        super().__init__(dict(zip(space, values, strict=True)) for values in combinations)
+
+
+class Paired(Listed):
+    """The first values of all axes, then the second ones, ...
+
+    `settings` are those of the sweep loop. Raises ConfigError for an interval, and for axes of unequal lengths.
+    """
+
+    def __init__(self, space: Space, **settings: Any):
+        axes = lists(space)
+        for key, values in axes.items():
+            if len(values) != (length := len(next(iter(axes.values())))):
+                problem = f"{len(values)} values, and {next(iter(axes))} has {length}; sweep=paired takes one of each"
+                raise ConfigError(key, ",".join(values), problem, "give lists of one length, or use sweep=grid")
+        super().__init__(dict(zip(axes, values, strict=True)) for values in zip(*axes.values(), strict=True))
+
+
+class Repeated(Search):
+    """Another search, each of whose trials is made once for each of `values` of the setting `key`, such as a seed.
+
+    That search is told the mean of a trial's metrics, once all its repetitions are done.
+    """
+
+    def __init__(self, search: Search, key: str, values: tuple[str, ...]):
+        self.search, self.key, self.values, self.learns = search, key, values, search.learns
+        self._next: deque[Trial] = deque()
+        self._asked: dict[int, Trial] = {}
+        self._results: dict[int, list[dict[str, Any] | None]] = {}
+
+    def ask(self, n: int) -> list[Trial]:
+        each = len(self.values)
+        while len(self._next) < n and (more := self.search.ask(-(-(n - len(self._next)) // each))):
+            for trial in more:
+                self._asked[trial.number] = trial
+                for i, value in enumerate(self.values):
+                    self._next.append(Trial(trial.number * each + i, trial.values | {self.key: value}))
+        return [self._next.popleft() for _ in range(min(n, len(self._next)))]
+
+    def tell(self, trial: Trial, result: dict[str, Any] | None) -> None:
+        number = trial.number // len(self.values)
+        results = self._results.setdefault(number, [])
+        results.append(result)
+        if len(results) == len(self.values):
+            self.search.tell(self._asked[number], mean_result(results))
+
+
+def mean_result(results: list[dict[str, Any] | None]) -> dict[str, Any] | None:
+    """The first result with the mean of all metrics' values; one that has no metric, or None, stands for all."""
+    for result in results:
+        if result is None or result.get("metric") is None:
+            return result
+    value = statistics.fmean(result["metric"]["value"] for result in results)
+    return results[0] | {"metric": results[0]["metric"] | {"value": value}}
+
+
+def lists(space: Space) -> dict[str, tuple[str, ...]]:
+    """The values of each axis. Raises ConfigError for an interval."""
+    for key, axis in space.items():
+        if isinstance(axis, Interval):
+            interval = f"interval({axis.low:g},{axis.high:g})"
+            remedy = f"or list the values: {key}=...,..."
+            raise ConfigError(key, interval, "an interval needs a search, such as sweep=random", remedy)
+    return {key: axis.values for key, axis in space.items()}
