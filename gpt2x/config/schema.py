@@ -18,7 +18,7 @@ from gpt2x.device import DeviceConfig
 from gpt2x.evaluation.config import ClassificationConfig, PerplexityConfig, RougeConfig
 from gpt2x.generation.config import GenerationConfig, SamplingConfig, WeightsConfig
 from gpt2x.model.config import GPTConfig
-from gpt2x.sweep.config import GridConfig, PairedConfig
+from gpt2x.sweep.config import GridConfig, OptunaConfig, PairedConfig
 from gpt2x.task.config import ClassifierConfig, InstructionTuningConfig, LanguageModelingConfig
 from gpt2x.tokenizer.config import BPETokenizerConfig, CharTokenizerConfig, GPT2TokenizerConfig
 from gpt2x.tracking.config import NoLoggerConfig, WandbConfig
@@ -54,7 +54,7 @@ GROUPS: dict[str, tuple[type, ...]] = {
     "logger": (WandbConfig, NoLoggerConfig),
     "sampling": (SamplingConfig,),
     "evaluation": (PerplexityConfig, ClassificationConfig, RougeConfig),
-    "sweep": (GridConfig, PairedConfig),
+    "sweep": (GridConfig, PairedConfig, OptunaConfig),
     "suite": (GenerateSuiteConfig, FinetuneSuiteConfig),
 }
 

@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpt2x.config.option import ConfigError, show
+from gpt2x.errors import UserError
+from gpt2x.sweep.config import SQLITE
 from gpt2x.sweep.search import Choices, Interval, Search, Space, Trial
 from gpt2x.tracking.tracker import one_line
 
@@ -31,7 +33,6 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 log = logging.getLogger(__name__)
-SQLITE = "sqlite:///"
 
 
 class OptunaSearch(Search):
@@ -125,7 +126,10 @@ class OptunaSearch(Search):
         import optuna
 
         directions = ["maximize" if objective.maximize else "minimize" for objective in self.objectives]
-        asked = {"space": {key: dataclasses.asdict(axis) for key, axis in self.space.items()}, "objectives": [str(objective) for objective in self.objectives]}
+        asked = {
+            "space": {key: dataclasses.asdict(axis) for key, axis in self.space.items()},
+            "objectives": [str(objective) for objective in self.objectives],
+        }
         asked = json.loads(json.dumps(asked))  # as it comes back
         storage = _storage(path)
         if name not in optuna.get_all_study_names(storage):
@@ -264,7 +268,7 @@ class Pruning:
                 if step not in trial.intermediate_values:
                     reporter.report(row[self.objective.name], step)
                 return reporter.should_prune()
-            except StorageInternalError as error:  # no reason for the run to end
+            except (StorageInternalError, UserError) as error:  # no reason for the run to end
                 log.warning("the study could not be asked whether to go on: %s", one_line(error))
                 return False
 
@@ -280,12 +284,16 @@ class Pruning:
 
 
 def _storage(path: Path) -> Any:
-    """The studies in a sqlite file, made if it is missing."""
+    """The studies in a sqlite file, made if it is missing. Raises UserError if the file is another one."""
     import optuna
+    from sqlalchemy.exc import SQLAlchemyError
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    # A writer waits while another process writes.
-    return optuna.storages.RDBStorage(f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": 60}})
+    waits = {"connect_args": {"timeout": 60}}  # seconds, while another process writes
+    try:
+        return optuna.storages.RDBStorage(f"{SQLITE}{path}", engine_kwargs=waits)
+    except (SQLAlchemyError, RuntimeError) as error:  # RuntimeError: of another version of Optuna
+        raise UserError(f"{path} cannot be used as a study: {one_line(error)}") from None
 
 
 def _newest(study: Study) -> dict[int, FrozenTrial]:
@@ -320,7 +328,7 @@ def _typed(axis: Choices | Interval, value: Any) -> str:
     if isinstance(axis, Choices) or axis.integer:
         return str(value)
     width = (axis.high - axis.low) / max(abs(axis.low), abs(axis.high), 1e-300)
-    digits = 4 + max(0, -math.floor(math.log10(width))) if width > 0 else 17
+    digits = 4 + max(0, -math.ceil(math.log10(width))) if width > 0 else 17
     return repr(min(max(float(f"{value:.{digits}g}"), axis.low), axis.high))
 
 

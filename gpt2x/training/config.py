@@ -83,7 +83,7 @@ class ConstantConfig:
 
 @dataclass(kw_only=True)
 class RangeTestConfig:
-    """A learning-rate range test: the rate rises from almost nothing to its peak, evenly on a logarithmic axis (Smith, 2015)."""
+    """A learning-rate range test: from almost nothing to the peak, by the same factor at each step (Smith, 2015)."""
 
     _target_: str = "gpt2x.training.schedule.RangeTest"
     warmup_steps: ClassVar[int] = 0

@@ -279,7 +279,15 @@ def _conclude(config: TrainConfig, run_dir: Path, state: TrainState, peak_memory
     except Exception as error:  # the run is trained and saved: a picture must not make it fail
         log.warning("the metrics could not be plotted: %s", error)
     best = f", best val/loss {state.best:.4f} at step {state.best_step:,}" if state.best is not None else ""
-    what = "given up" if state.pruned else "finished" if state.finished else "stopped and saved" if state.step else "stopped, with nothing to save yet,"
+    what = (
+        "given up"
+        if state.pruned
+        else "finished"
+        if state.finished
+        else "stopped and saved"
+        if state.step
+        else "stopped, with nothing to save yet,"
+    )
     log.info("%s at step %s in %s%s, peak memory %s", what, f"{state.step:,}", clock(state.seconds), best, size(peak_memory))
     if "test/loss" in state.metrics and config.trainer.keep_best and state.best_step not in (None, state.step):
         log.info("test     of the last step; what is used by default is the best, of step %s", f"{state.best_step:,}")

@@ -85,7 +85,7 @@ def test_every_file_becomes_its_object(group, choice, tmp_path, request):
         config.logger.__dict__.update({"mode": "disabled"} if choice == "wandb" else {})
         assert isinstance(instantiate(config.logger, **about), Tracker)
     elif group == "sweep":
-        assert instantiate(config.sweep, {"seed": Choices(("1", "2"))}).ask(9)
+        assert instantiate(config.sweep, {"seed": Choices(("1", "2"))}, folder=tmp_path, seed=1).ask(9)
     elif group == "sampling":
         assert config.sampling.max_new_tokens > 0
     else:
