@@ -7,58 +7,20 @@ import os
 import signal
 import subprocess
 import sys
-from collections import Counter
 from pathlib import Path
 
 import optuna
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from searches import finished, loss, run, search, states
 
 from gpt2x.config.option import ConfigError
 from gpt2x.errors import UserError
 from gpt2x.sweep.config import OptunaConfig
-from gpt2x.sweep.optuna import Objective, OptunaSearch, Pruning, _typed
+from gpt2x.sweep.optuna import Objective, Pruning, _typed
 from gpt2x.sweep.search import Choices, Interval, Trial
 from gpt2x.training.streams import RandomStreams
-
-SPACE = {
-    "optimizer.lr": Interval(1e-4, 1e-1, log=True),
-    "model.n_layer": Interval(1, 6, integer=True),
-    "model": Choices(("nano", "micro")),
-}
-
-
-def search(folder: Path, space=SPACE, seed=1, **changes) -> OptunaSearch:
-    config = OptunaConfig(**changes)
-    config.check()
-    return OptunaSearch(space, folder=folder, seed=seed, **{k: v for k, v in vars(config).items() if k != "_target_"})
-
-
-def finished(loss: float, **more) -> dict:
-    metric = {"name": "val/loss", "value": loss, "step": 9}
-    return {"status": "finished", "metric": metric, "last": {"val/loss": loss + 1, "val/bpb": 2.0}} | more
-
-
-def loss(trial: Trial) -> float:
-    """A bowl with its bottom at 3e-3, two layers and micro."""
-    values = trial.values
-    return (
-        (float(values["optimizer.lr"]) - 3e-3) ** 2 * 1e3 + abs(int(values["model.n_layer"]) - 2) + (values["model"] == "nano")
-    )
-
-
-def run(one: OptunaSearch, n: int = 10**6) -> list[Trial]:
-    """Ask and tell until nothing is left, or `n` trials are done."""
-    done = []
-    while len(done) < n and (asked := one.ask(1)):
-        one.tell(asked[0], finished(loss(asked[0])))
-        done += asked
-    return done
-
-
-def states(one: OptunaSearch) -> dict[str, int]:
-    return dict(Counter(trial.state.name for trial in one.study.get_trials()))
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "nsgaii", "random"])
@@ -218,7 +180,7 @@ WORKER = """
 import sys, time
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-from test_optuna import finished, loss, search
+from searches import finished, loss, search
 folder, study, n_trials, seed, seconds = sys.argv[1:]
 one = search(Path(folder), storage="sqlite:///" + study, n_trials=int(n_trials), startup_trials=5, seed=int(seed))
 while asked := one.ask(1):
@@ -229,7 +191,7 @@ while asked := one.ask(1):
 
 
 def worker(folder: Path, study: Path, n_trials: int, seed: int, seconds: float) -> subprocess.Popen:
-    code = WORKER.format(tests=str(Path(__file__).parent))
+    code = WORKER.format(tests=str(Path(__file__).parent.parent))
     argv = [sys.executable, "-c", code, str(folder), str(study), str(n_trials), str(seed), str(seconds)]
     return subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
 
@@ -279,7 +241,7 @@ def test_median_gives_up_what_is_worse_than_half_of_the_others_and_nothing_else(
 
 
 def test_hyperband_gives_up_most_bad_runs_and_no_good_one(tmp_path):
-    good, bad = [9.0, 3.0, 2.9, 2.8, 2.7], [9.0, 8.0, 8.0, 8.0, 8.0]
+    good, bad = [9.0, *(3.0 - i / 10 for i in range(9))], [9.0] + [8.0] * 9
     given_up = watched(tmp_path, "hyperband", [good] * 4 + [bad] * 8)
     assert given_up[:4] == [None] * 4
     assert sum(at is not None for at in given_up[4:]) >= 4
