@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import statistics
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,13 +53,22 @@ class Search:
     """
 
     learns = False
+    pruning: Callable[[int], Any] | None = None
+    """Makes, of a trial's number, what may give its run up (see Trainer); None: nothing does. It is sent to other processes."""
 
     def ask(self, n: int) -> list[Trial]:
         """The next trials, at most `n`; none when nothing is left."""
         raise NotImplementedError
 
     def tell(self, trial: Trial, result: dict[str, Any] | None) -> None:
-        """Take what came of a trial: the content of its result.json, or None if there is none."""
+        """Take what came of a trial that ended: the content of its result.json, or None if it failed without one.
+
+        What was interrupted is not told; it is to be gone on with.
+        """
+
+    def best(self) -> list[int] | None:
+        """The numbers of the best trials; None: those with the lowest metric."""
+        return None
 
 
 class Listed(Search):
@@ -105,6 +114,8 @@ class Repeated(Search):
     """
 
     def __init__(self, search: Search, key: str, values: tuple[str, ...]):
+        if search.pruning is not None:
+            raise ConfigError("seeds", len(values), "with a pruner a run is compared with others, not its own repetitions")
         self.search, self.key, self.values, self.learns = search, key, values, search.learns
         self._next: deque[Trial] = deque()
         self._asked: dict[int, Trial] = {}
@@ -141,6 +152,6 @@ def lists(space: Space) -> dict[str, tuple[str, ...]]:
     for key, axis in space.items():
         if isinstance(axis, Interval):
             interval = f"interval({axis.low:g},{axis.high:g})"
-            remedy = f"or list the values: {key}=...,..."
-            raise ConfigError(key, interval, "an interval needs a search, such as sweep=random", remedy)
+            remedy = f"list the values: {key}=...,..."
+            raise ConfigError(key, interval, "an interval is for a search, such as gpt2x-train's sweep=random", remedy)
     return {key: axis.values for key, axis in space.items()}
