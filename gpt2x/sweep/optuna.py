@@ -69,6 +69,7 @@ class OptunaSearch(Search):
         self.sampler, self.n_trials, self.startup_trials, self.seed = sampler, n_trials, startup_trials, seed
         # At random, and with nobody else there, all trials may be asked at once, whatever comes of them.
         self.learns = sampler != "random" or pruner != "none" or storage is not None
+        self.best_are = "best" if len(objectives) == 1 else "pareto"
         self._folder, self._shared = str(Path(folder).resolve()), storage is not None
         path = (Path(storage.removeprefix(SQLITE)) if storage is not None else Path(folder) / "study.db").resolve()
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -92,15 +93,13 @@ class OptunaSearch(Search):
         return asked
 
     def tell(self, trial: Trial, result: dict[str, Any] | None) -> None:
-        """Note what a run has reached, or that it failed. One that was interrupted stays open, to be asked again.
+        """Note what a run has reached, or that it failed. One that is never told stays open, to be asked again.
 
         Raises ConfigError if a result lacks an objective.
         """
         from optuna.trial import TrialState
 
         status = "failed" if result is None else result["status"]
-        if status == "interrupted":
-            return
         state, values = TrialState.FAIL, None
         if status == "finished" and result.get("pruned"):
             state = TrialState.PRUNED
@@ -112,15 +111,9 @@ class OptunaSearch(Search):
             self.study.tell(_newest(self.study)[trial.number].number, values, state, skip_if_finished=True)
 
     def best(self) -> list[int]:
-        """The trial with the best objective; of several objectives, all trials that no other beats (Pareto-optimal)."""
-        return sorted({trial.user_attrs["job"] for trial in self.study.best_trials})
-
-    def conclusion(self) -> str | None:
-        """Which trials are Pareto-optimal, in a line for the sweep's end; None with a single objective."""
-        if len(self.objectives) == 1 or not (best := self.best()):
-            return None
-        named = ", ".join(map(str, self.objectives))
-        return f"Pareto-optimal in {named} (no other run is better in one and as good in all): {', '.join(map(str, best))}"
+        """The trial with the best objective; of several objectives, all trials that no other one beats (Pareto-optimal)."""
+        best = sorted(trial.user_attrs["job"] for trial in self.study.best_trials)
+        return best if len(self.objectives) > 1 else best[:1]
 
     def _open(self, path: Path, name: str) -> Study:
         import optuna
@@ -241,7 +234,7 @@ class Pruning:
     startup_trials: int
     min_steps: int
 
-    def hook(self, job: int) -> Callable[[int, dict[str, Any]], bool]:
+    def __call__(self, job: int) -> Callable[[int, dict[str, Any]], bool]:
         """What the trainer of trial `job` calls with each evaluation: it notes it in the study, and says whether to give up.
 
         An evaluation that is made again, after a resume, is noted once. Raises ConfigError if the objective is not in it.
@@ -267,7 +260,7 @@ class Pruning:
                 reporter = Reporter(study, trial._trial_id)
                 if step not in trial.intermediate_values:
                     reporter.report(row[self.objective.name], step)
-                return reporter.should_prune()
+                return bool(reporter.should_prune())
             except (StorageInternalError, UserError) as error:  # no reason for the run to end
                 log.warning("the study could not be asked whether to go on: %s", one_line(error))
                 return False

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import statistics
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,13 +53,25 @@ class Search:
     """
 
     learns = False
+    pruning: Callable[[int], Any] | None = None
+    """Makes, of a trial's number, what may give its run up (see Trainer); None: nothing does. It is sent to other processes."""
+
+    best_are = "best"
+    """What `best` gives: the best one, or those that are "pareto"-optimal."""
 
     def ask(self, n: int) -> list[Trial]:
         """The next trials, at most `n`; none when nothing is left."""
         raise NotImplementedError
 
     def tell(self, trial: Trial, result: dict[str, Any] | None) -> None:
-        """Take what came of a trial: the content of its result.json, or None if there is none."""
+        """Take what came of a trial that ended: the content of its result.json, or None if it failed without one.
+
+        What was interrupted is not told; it is to be gone on with.
+        """
+
+    def best(self) -> list[int] | None:
+        """The number of the best trial, or of all that no other one beats in several objectives; None: the lowest metric's."""
+        return None
 
 
 class Listed(Search):
@@ -105,7 +117,10 @@ class Repeated(Search):
     """
 
     def __init__(self, search: Search, key: str, values: tuple[str, ...]):
-        self.search, self.key, self.values, self.learns = search, key, values, search.learns
+        if search.pruning is not None:
+            raise ConfigError("seeds", len(values), "with a pruner a run is compared with others, not its own repetitions")
+        self.search, self.key, self.values = search, key, values
+        self.learns, self.best_are = search.learns, search.best_are
         self._next: deque[Trial] = deque()
         self._asked: dict[int, Trial] = {}
         self._results: dict[int, list[dict[str, Any] | None]] = {}
@@ -126,14 +141,25 @@ class Repeated(Search):
         if len(results) == len(self.values):
             self.search.tell(self._asked[number], mean_result(results))
 
+    def best(self) -> list[int] | None:
+        best, each = self.search.best(), len(self.values)
+        return None if best is None else [number * each + i for number in best for i in range(each)]
+
 
 def mean_result(results: list[dict[str, Any] | None]) -> dict[str, Any] | None:
-    """The first result with the mean of all metrics' values; one that has no metric, or None, stands for all."""
+    """The first result with the mean of everything that is a number; one that has no metric, or None, stands for all."""
     for result in results:
         if result is None or result.get("metric") is None:
             return result
-    value = statistics.fmean(result["metric"]["value"] for result in results)
-    return results[0] | {"metric": results[0]["metric"] | {"value": value}}
+    return _mean(results)
+
+
+def _mean(values: list[Any]) -> Any:
+    """The mean of numbers, of each entry of mappings; of anything else the first."""
+    if all(isinstance(value, dict) for value in values):
+        return {key: _mean([value[key] for value in values]) for key in values[0] if all(key in value for value in values)}
+    numbers = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values)
+    return statistics.fmean(values) if numbers else values[0]
 
 
 def lists(space: Space) -> dict[str, tuple[str, ...]]:
@@ -141,6 +167,6 @@ def lists(space: Space) -> dict[str, tuple[str, ...]]:
     for key, axis in space.items():
         if isinstance(axis, Interval):
             interval = f"interval({axis.low:g},{axis.high:g})"
-            remedy = f"or list the values: {key}=...,..."
-            raise ConfigError(key, interval, "an interval needs a search, such as sweep=random", remedy)
+            remedy = f"list the values: {key}=...,..."
+            raise ConfigError(key, interval, "an interval is for a search, such as gpt2x-train's sweep=random", remedy)
     return {key: axis.values for key, axis in space.items()}

@@ -67,18 +67,20 @@ def train(
     *,
     overrides: list[str] | None = None,
     sweep: str | None = None,
+    prefix: str = "",
     prune: Callable[[int, dict[str, Any]], bool] | None = None,
 ) -> Result:
     """Train as `config` says, in the folder `run_dir`; with `config.resume`, go on with the run that is there.
 
-    `overrides` and `sweep` (the sweep's name) only describe the run; `prune` may give it up (see Trainer). Raises
-    UserError for what the user can mend, and SystemExit (130 or 143) after a signal, when everything is saved.
+    `overrides` and `sweep` (the sweep's name) only describe the run; `prefix` begins its lines on the console; `prune`
+    may give it up (see Trainer). Raises UserError for what the user can mend, and SystemExit (130 or 143) after a signal,
+    when everything is saved.
     """
     config.device.threads = config.device.threads or default_threads()  # noted, so that a resumed run uses as many
     if isinstance(config.init, RunInitConfig) and config.resume is None:
         first = Path(config.init.path).resolve()  # noted for whoever looks from another folder, or after it was trained on
         config.init.path, config.init.which = str(first), str(Checkpoints(first / "checkpoints").select(config.init.which).step)
-    with StopRequest() as stop, RunFolder(run_dir, config, overrides or []) as folder:
+    with StopRequest() as stop, RunFolder(run_dir, config, overrides or [], prefix) as folder:
         log.info("run      %s", shown(run_dir))
         streams = RandomStreams(config.seed)
         device = instantiate(config.device)

@@ -28,7 +28,7 @@ def test_a_hopeless_learning_rate_is_given_up_and_good_ones_are_not(small_run, t
         (trial,) = one.ask(1)
         assert trial.values == {"optimizer.lr": rate}
         folder = tmp_path / str(number)
-        train(small_run(**STEPS, **{"optimizer.lr": float(rate)}), folder, prune=one.pruning.hook(number))
+        train(small_run(**STEPS, **{"optimizer.lr": float(rate)}), folder, prune=one.pruning(number))
         ended.append(result(folder))
         one.tell(trial, ended[-1])
     *good, bad, best = ended
@@ -74,5 +74,5 @@ def test_an_error_of_the_search_ends_the_run_in_order(small_run, tmp_path):
     one = search(tmp_path, {"seed": Choices(("1", "2"))}, pruner="median", objectives=["parameters"])
     (trial,) = one.ask(1)
     with pytest.raises(ConfigError, match=r"sweep.pruner=median needs an objective that every evaluation measures"):
-        train(small_run(**STEPS), tmp_path / "0", prune=one.pruning.hook(trial.number))
+        train(small_run(**STEPS), tmp_path / "0", prune=one.pruning(trial.number))
     assert result(tmp_path / "0")["status"] == "failed"
