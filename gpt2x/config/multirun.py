@@ -36,7 +36,7 @@ from gpt2x.config.check import check_available
 from gpt2x.config.compose import MAX_CHECKED, Composer, checked, from_yaml, our_errors, quote
 from gpt2x.config.instantiate import instantiate
 from gpt2x.config.job import STOP, SweepJob, finished, new_folder, read_result, report, without_sweep
-from gpt2x.config.option import ConfigError, ConfigErrors
+from gpt2x.config.option import ConfigError, ConfigErrors, option
 from gpt2x.config.resume import changeable, differences
 from gpt2x.device import default_threads
 from gpt2x.errors import UserError
@@ -59,7 +59,7 @@ class _HowToSweep:
 
     sweep: Any = field(default_factory=GridConfig)
     seed: int = 1
-    seeds: int | None = None
+    seeds: int | None = option(None, minimum=1)
 
 
 def asks_for_sweep(composer: Composer, master: DictConfig) -> bool:

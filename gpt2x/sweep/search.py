@@ -96,7 +96,7 @@ class Grid(Listed):
 
 
 class Paired(Listed):
-    """The first values of all axes, then the second ones, ...
+    """The first values of all axes, then the second ones, ...; of an empty space the one that sets nothing.
 
     `settings` are those of the sweep loop. Raises ConfigError for an interval, and for axes of unequal lengths.
     """
@@ -107,7 +107,7 @@ class Paired(Listed):
             if len(values) != (length := len(next(iter(axes.values())))):
                 problem = f"{len(values)} values, and {next(iter(axes))} has {length}; sweep=paired takes one of each"
                 raise ConfigError(key, ",".join(values), problem, "give lists of one length, or use sweep=grid")
-        super().__init__(dict(zip(axes, values, strict=True)) for values in zip(*axes.values(), strict=True))
+        super().__init__(dict(zip(axes, values, strict=True)) for values in (zip(*axes.values()) if axes else [()]))
 
 
 class Repeated(Search):
