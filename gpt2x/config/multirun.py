@@ -42,7 +42,7 @@ from gpt2x.device import default_threads
 from gpt2x.errors import UserError
 from gpt2x.files import shown, write_atomic
 from gpt2x.sweep.config import GridConfig, PairedConfig
-from gpt2x.sweep.search import Choices, Grid, Interval, Repeated, Search, Space, Trial
+from gpt2x.sweep.search import Choices, Grid, Interval, Repeated, Search, Space, Trial, check_space
 from gpt2x.sweep.table import failures, read_rows, table, write_csv
 
 if TYPE_CHECKING:
@@ -256,6 +256,8 @@ def multirun(
     launcher = _Launcher(master.hydra.launcher, given)
     jobs = _Jobs(command, composer, planned, launcher.here)
     listed = isinstance(how.sweep, (GridConfig, PairedConfig))
+    if not listed:
+        check_space(planned.space)
     jobs.check([t.values for t in _search(how, planned, None).ask(MAX_CHECKED)] if listed else planned.corners())
     with contextlib.ExitStack() as stack, our_errors():
         if not command.has_run_folder:  # Hydra's launchers insist on one

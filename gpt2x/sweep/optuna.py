@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from gpt2x.config.option import ConfigError, show
 from gpt2x.errors import UserError
 from gpt2x.sweep.config import SQLITE
-from gpt2x.sweep.search import Choices, Interval, Search, Space, Trial
+from gpt2x.sweep.search import Choices, Interval, Search, Space, Trial, check_space
 from gpt2x.tracking.tracker import one_line
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ class OptunaSearch(Search):
         study: str,
         **settings: Any,
     ):
+        check_space(space)
         self.space, self.distributions = space, _distributions(space)
         self.objectives = [Objective.read(text) for text in objectives]
         self.sampler, self.n_trials, self.startup_trials, self.seed = sampler, n_trials, startup_trials, seed
@@ -297,19 +298,11 @@ def _newest(study: Study) -> dict[int, FrozenTrial]:
 def _distributions(space: Space) -> dict[str, BaseDistribution]:
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-    if not space:
-        problem = "there is nothing to search: no setting has several values"
-        raise ConfigError("", None, problem, "such as optimizer.lr='interval(1e-4,1e-2)' or model.n_layer=2,4,6")
     distributions: dict[str, BaseDistribution] = {}
     for key, axis in space.items():
         if isinstance(axis, Choices):
             distributions[key] = CategoricalDistribution(axis.values)
-            continue
-        problem = "starts above where it ends" if axis.low > axis.high else ""
-        problem = "has a logarithm above 0 only" if axis.log and axis.low <= 0 else problem
-        if problem:
-            raise ConfigError(key, f"interval({axis.low:g},{axis.high:g})", f"the interval {problem}")
-        if axis.integer:
+        elif axis.integer:
             distributions[key] = IntDistribution(math.ceil(axis.low), math.floor(axis.high), log=axis.log)
         else:
             distributions[key] = FloatDistribution(axis.low, axis.high, log=axis.log)

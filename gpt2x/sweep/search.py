@@ -170,3 +170,17 @@ def lists(space: Space) -> dict[str, tuple[str, ...]]:
             remedy = f"list the values: {key}=...,..."
             raise ConfigError(key, interval, "an interval is for a search, such as gpt2x-train's sweep=random", remedy)
     return {key: axis.values for key, axis in space.items()}
+
+
+def check_space(space: Space) -> None:
+    """Raise ConfigError for a space in which nothing can be searched."""
+    if not space:
+        problem = "there is nothing to search: no setting has several values"
+        raise ConfigError("", None, problem, "such as optimizer.lr='interval(1e-4,1e-2)' or model.n_layer=2,4,6")
+    for key, axis in space.items():
+        if isinstance(axis, Interval):
+            interval = f"interval({axis.low:g},{axis.high:g})"
+            if axis.low > axis.high:
+                raise ConfigError(key, interval, "the interval starts above where it ends")
+            if axis.log and axis.low <= 0:
+                raise ConfigError(key, interval, "logarithms are of numbers above 0", "leave out the tag log")

@@ -122,3 +122,9 @@ def test_jobs_side_by_side_are_watched_from_their_own_processes(argv, tmp_path):
     status = {rate: [row["status"] for row in told if float(row["optimizer.lr"]) == rate] for rate in (4e-3, 1e-7)}
     assert status[1e-7] == ["pruned"]
     assert set(status[4e-3]) == {"finished"}
+
+
+def test_a_search_without_a_space_is_refused_and_makes_no_folder(argv, tmp_path, capsys):
+    assert train(argv(tmp_path / "sweep", "sweep=random")) == 2
+    assert "there is nothing to search" in capsys.readouterr().err
+    assert not (tmp_path / "sweep").exists()
