@@ -28,7 +28,7 @@ hypothesis_settings.load_profile("no deadline")
 @pytest.fixture(autouse=True, scope="module")
 def one_thread(request):
     """One thread where models are so small that several only wait for each other."""
-    if request.path.parent.name not in {"compare", "evaluation", "generation", "interop", "model", "task"}:
+    if request.path.parent.name not in {"compare", "evaluation", "generation", "interop", "model", "sweep", "task"}:
         yield
         return
     import torch

@@ -11,30 +11,23 @@ Exit codes: 0 done; 1 a run failed; 2 the command line or the configuration cann
 from __future__ import annotations
 
 import argparse
-import contextlib
-import importlib
-import itertools
-import os
 import shutil
-import signal
 import sys
-import tempfile
 import textwrap
-import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from hydra._internal.hydra import Hydra
-from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from gpt2x import __version__
 from gpt2x.config.check import check_available, settings
-from gpt2x.config.compose import CONFIG_DIR, Composer, checked, our_errors, quote
-from gpt2x.config.option import ConfigError, ConfigErrors, show
+from gpt2x.config.compose import CONFIG_DIR, Composer, our_errors, quote
+from gpt2x.config.job import Job, new_folder, reader_has_left, report
+from gpt2x.config.multirun import asks_for_sweep, is_sweep, multirun, read_request
+from gpt2x.config.option import ConfigError, show
 from gpt2x.config.resume import resume
 from gpt2x.errors import UserError
 
@@ -67,14 +60,14 @@ class Command:
             sys.stdout.flush()
             return code
         except UserError as error:
-            return _report(self.name, error)
+            return report(self.name, error)
         except SystemExit as error:  # a job's exit code, carried past Hydra
             return error.code
         except KeyboardInterrupt:
             print(f"{self.name}: interrupted", file=sys.stderr)
             return 130
         except BrokenPipeError:
-            return _reader_has_left()
+            return reader_has_left()
 
 
 def _main(command: Command, argv: Sequence[str]) -> int:
@@ -94,23 +87,30 @@ def _main(command: Command, argv: Sequence[str]) -> int:
             raise ConfigError("", None, f"--shell-completion: {error}") from None
         return 0
 
-    overrides = composer.read(_with_positional(command, args.overrides), sweeping=args.multirun)
+    texts = _with_positional(command, args.overrides)
+    overrides = composer.read(texts, sweeping=args.multirun)
     master = composer.compose([o for o in overrides if not o.is_sweep_override()])
-    sweeping = args.multirun or (master.hydra.mode == RunMode.MULTIRUN and not args.cfg and not args.info)
-    old_run = None
-    if "resume" in composer.fields and _given("resume", overrides):
+    sweeping = args.multirun or (
+        not (args.cfg or args.info) and (master.hydra.mode == RunMode.MULTIRUN or asks_for_sweep(composer, master))
+    )
+    old = None
+    if "resume" in composer.fields and _given("resume", overrides) and master.resume is not None:
+        old = Path(master.resume)
+        if args.multirun:
+            raise ConfigError("", None, "resume=: one run is resumed at a time, without -m; a sweep goes on without it, too")
+        if is_sweep(old):
+            again = [o for o in composer.read(texts, sweeping=True) if o.key_or_group != "resume"]
+            known = read_request(old, composer, again)
+            return multirun(command, composer, hydra, known, old, [o.key_or_group for o in again])
         if sweeping:
-            raise ConfigError("", None, "resume=: one run is resumed at a time, without -m")
-        if master.resume is not None:
-            old_run = Path(master.resume)
-            resume(composer, old_run, overrides)
+            raise ConfigError("", None, "resume=: one run is resumed at a time, without a sweep")
+        resume(composer, old, overrides)
+    if sweeping:
+        return multirun(command, composer, hydra, composer.read(texts, sweeping=True))
     lines = [o.input_line for o in overrides]
     job = Job(command.name, command.schema, command.run, command.has_run_folder)
-
-    if sweeping:
-        return _sweep(command, composer, hydra, job, overrides, master)
     config = composer.config(overrides)
-    if getattr(config, "resume", None) is not None and old_run is None:
+    if getattr(config, "resume", None) is not None and old is None:
         raise ConfigError("resume", config.resume, "a run to resume is named on the command line, not in a file")
     with our_errors():
         if args.cfg:
@@ -119,102 +119,12 @@ def _main(command: Command, argv: Sequence[str]) -> int:
             hydra.show_info(args.info, composer.config_name, lines)
         else:
             check_available(config)
-            if old_run is not None:
-                lines.append(f"hydra.run.dir={quote(str(old_run))}")
+            if old is not None:
+                lines.append(f"hydra.run.dir={quote(str(old))}")
             elif command.has_run_folder and not _given("hydra.run.dir", overrides):
-                lines.append(f"hydra.run.dir={quote(str(_new_folder(master.hydra.run.dir)))}")
+                lines.append(f"hydra.run.dir={quote(str(new_folder(master.hydra.run.dir)))}")
             hydra.run(composer.config_name, job, [*lines, "hydra.mode=RUN"])
     return 0
-
-
-def _sweep(command: Command, composer: Composer, hydra: Hydra, job: Job, overrides: list, master: DictConfig) -> int:
-    count = _check_jobs(composer, overrides, master)
-    lines = [o.input_line for o in overrides] + ["hydra.mode=MULTIRUN"]
-    with contextlib.ExitStack() as stack, our_errors():
-        # A launcher that starts processes ends them when this one ends in order; a plain SIGTERM would leave them running.
-        before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-        stack.callback(signal.signal, signal.SIGTERM, before)
-        if not command.has_run_folder:  # Hydra insists on one
-            folder = stack.enter_context(tempfile.TemporaryDirectory())
-            lines += [f"hydra.sweep.dir={quote(folder)}", "hydra.sweep.subdir=."]
-        elif not _given("hydra.sweep.dir", overrides):
-            lines.append(f"hydra.sweep.dir={quote(str(_new_folder(master.hydra.sweep.dir)))}")
-        print(f"{command.name}: {count} runs", flush=True)
-        try:
-            hydra.multirun(composer.config_name, job, lines)
-        except JobFailed:
-            return 1
-    return 0
-
-
-@dataclass(frozen=True)
-class Job:
-    """What Hydra calls for each run, in whatever process its launcher has chosen."""
-
-    command: str
-    schema: type
-    run: str
-    has_run_folder: bool
-
-    def __call__(self, composed: DictConfig) -> float | None:
-        """The run's metric, for sweepers that search."""
-        hydra = HydraConfig.get()
-        sweeping = hydra.mode == RunMode.MULTIRUN
-        try:
-            if sweeping:
-                print(f"{self.command}: run {hydra.job.num}: {' '.join(hydra.overrides.task)}", flush=True)
-            result = self._start(checked(composed, self.schema), hydra, sweeping)
-        except BrokenPipeError:  # Hydra would keep it to itself
-            raise SystemExit(_reader_has_left()) from None
-        except Exception as error:
-            code = _report(self.command, error)
-            if sweeping:
-                raise JobFailed(f"run {hydra.job.num}: {error}") from None  # Hydra goes on with the other jobs
-            raise SystemExit(code) from None
-        metric = getattr(result, "metric", None)
-        return None if metric is None else float(metric)
-
-    def _start(self, config: Any, hydra: Any, sweeping: bool) -> Any:
-        check_available(config)
-        module, _, name = self.run.partition(":")
-        function = getattr(importlib.import_module(module), name)
-        if not self.has_run_folder:
-            return function(config)
-        sweep = None
-        if sweeping:
-            folder, home = Path(hydra.sweep.dir), Path(config.paths.outputs) / "sweeps"
-            sweep = folder.relative_to(home).as_posix() if folder.is_relative_to(home) else folder.name
-        return function(config, Path(hydra.runtime.output_dir), overrides=list(hydra.overrides.task), sweep=sweep)
-
-
-class JobFailed(Exception):
-    """A job of a sweep failed and has said why."""
-
-
-def _check_jobs(composer: Composer, overrides: list, master: DictConfig) -> int:
-    """Check every combination of a sweep; returns how many there are."""
-    problems: dict[str, ConfigError] = {}
-    here = master.hydra.launcher._target_.endswith(".BasicLauncher")  # others may run the jobs on another machine
-    jobs = composer.jobs(overrides, master)
-    outputs: set[str] = set()
-    for job in jobs:
-        try:
-            config = composer.config(job)
-            if getattr(config, "interactive", False):
-                raise ConfigError("interactive", True, "one session at a time, without -m")
-            output = getattr(config, "output", None)
-            if _given("output", overrides) and output in outputs:
-                raise ConfigError(
-                    "output", output, "several runs would write this one file", "leave it out, or name one for each"
-                )
-            outputs.add(output)
-            if here:
-                check_available(config)
-        except ConfigError as error:
-            problems |= {str(problem): problem for problem in getattr(error, "errors", [error])}
-    if problems:
-        raise ConfigErrors(list(problems.values()))
-    return len(jobs)
 
 
 def _with_positional(command: Command, arguments: list[str]) -> list[str]:
@@ -231,37 +141,6 @@ def _with_positional(command: Command, arguments: list[str]) -> list[str]:
 
 def _given(key: str, overrides: list) -> bool:
     return any(o.key_or_group == key for o in overrides)
-
-
-def _new_folder(path: str) -> Path:
-    """Create the folder `path`, or path_2, path_3, ... if another run has it already."""
-    for number in itertools.count(1):
-        folder = Path(path if number == 1 else f"{path}_{number}")
-        try:
-            folder.mkdir(parents=True)
-            return folder
-        except FileExistsError:
-            continue
-        except OSError as error:
-            raise UserError(f"{folder}: the folder cannot be created ({error.strerror})") from None
-    raise AssertionError
-
-
-def _report(name: str, error: Exception) -> int:
-    """Print what went wrong; returns the exit code."""
-    sys.stdout.flush()
-    if not isinstance(error, UserError):
-        traceback.print_exception(error)
-        return 1
-    for problem in getattr(error, "errors", [error]):
-        print(f"{name}: {problem}", file=sys.stderr)
-    return 2 if isinstance(error, ConfigError) else 1
-
-
-def _reader_has_left() -> int:
-    """Whoever reads our output, such as head, has seen enough: the exit code, after which nothing more is printed."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
 
 
 class _Parser(argparse.ArgumentParser):

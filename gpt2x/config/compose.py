@@ -1,4 +1,4 @@
-"""Composing a configuration from YAML files and overrides; here, and in command.py, Hydra is known.
+"""Composing a configuration from YAML files and overrides; here, and in command.py, job.py and multirun.py, Hydra is known.
 
 Plain YAML in, checked dataclasses out. Hydra merges the files; the schema and its rules are ours (check.py).
 """
@@ -9,7 +9,6 @@ import contextlib
 import copy
 import dataclasses
 import functools
-import itertools
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -25,7 +24,7 @@ from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.default_element import GroupDefault, ResultDefault
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import IntervalSweep, Override, OverrideType, Quote, QuotedString
+from hydra.core.override_parser.types import Override, OverrideType, Quote, QuotedString
 from hydra.core.utils import setup_globals
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
@@ -123,6 +122,7 @@ class Composer:
 
     def __init__(self, config_name: str, schema: type, config_dir: str | os.PathLike | None = None):
         self.config_name, self.schema = config_name, schema
+        self.config_dir = None if config_dir is None else str(Path(config_dir).resolve())
         self.fields = {field.name: field for field in dataclasses.fields(schema)}
         self.verbatim = set(_verbatim(schema))
         version.setbase(VERSION_BASE)
@@ -205,25 +205,6 @@ class Composer:
                 remedy = f"one list: {key}=[{value}]; one text: \"{key}='{value}'\""
                 raise ConfigError(key, value, "several values need -m, for one run each", remedy)
         return checked(self.compose(overrides), self.schema, [group for group in self.groups if self.choices(group)])
-
-    def jobs(self, overrides: list[Override], master: DictConfig) -> list[list[Override]]:
-        """The overrides of each job of a sweep, at most MAX_CHECKED of them; an interval stands for its two ends."""
-        params = master.hydra.sweeper.get("params") or {}
-        overrides = self.read([f"{key}={value}" for key, value in params.items()], sweeping=True) + overrides
-        choices = []
-        for override in {o.key_or_group: o for o in overrides}.values():
-            key, sweep = override.get_key_element(), override.value()
-            if not override.is_sweep_override():
-                values = [override.get_value_string()]
-            elif not isinstance(sweep, IntervalSweep):
-                values = itertools.islice(override.sweep_string_iterator(), MAX_CHECKED)
-            elif master.hydra.sweeper._target_.endswith(".BasicSweeper"):
-                problem, remedy = "an interval needs a sweeper that searches in it", f"or list the values: {key}=...,..."
-                raise ConfigError(key, override.get_value_string(), problem, remedy)
-            else:
-                values = [sweep.start, sweep.end]
-            choices.append(self.read([f"{key}={value}" for value in values], sweeping=True))
-        return [list(job) for job in itertools.islice(itertools.product(*choices), MAX_CHECKED)]
 
     def resume(self, saved: Any, overrides: list[Override]) -> None:
         """From now on compose on top of `saved` instead of the files, but for groups chosen in `overrides`."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+from collections.abc import Collection
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ CHANGEABLE = (
     "trainer.keep_*",
     "trainer.log_*",
     "trainer.patience",
+    "trainer.divergence",
 )
 EXTENDABLE = ("trainer.max_steps", "trainer.max_epochs")  # may be raised
 
@@ -54,9 +57,31 @@ def resume(composer: Composer, folder: Path, overrides: list) -> None:
         raise ConfigErrors([*problems, remedy])
 
 
+def changeable(key: str) -> bool:
+    """Whether a setting, or all of a group, can change without making a run another experiment."""
+    return any(fnmatch(name, pattern) for pattern in CHANGEABLE for name in (key, f"{key}."))
+
+
+def differences(saved: Any, config: Any, swept: Collection[str] = ()) -> list[str]:
+    """The settings by which `config` is not the configuration of a run that was saved, as "seed=1, not 2".
+
+    What is changeable may differ, but not where it is among the keys and groups that are `swept`.
+    """
+    before, after = _flat(saved), _flat(config)
+    differing = []
+    for key in {**before, **after}:
+        old, new = before.get(key), after.get(key)
+        if key == "init.path" and None not in (old, new):  # noted as an absolute path, and so is its checkpoint
+            old, new = os.path.realpath(old), os.path.realpath(new)
+        told = key in swept or key.split(".")[0] in swept
+        if old != new and key != "init.which" and (told or not changeable(key)):
+            differing.append(f"{key}={show(old)}, not {show(new)}")
+    return differing
+
+
 def _why_not(key: str, old: Any, new: Any) -> str | None:
     """Why a resumed run cannot change a setting; None if it can."""
-    if any(fnmatch(key, pattern) for pattern in CHANGEABLE):
+    if changeable(key):
         return None
     if key not in EXTENDABLE:
         return f"the run was started with {show(old)}; a change would make it another experiment"

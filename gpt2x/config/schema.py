@@ -19,6 +19,7 @@ from gpt2x.device import DeviceConfig
 from gpt2x.evaluation.config import ClassificationConfig, PerplexityConfig, RougeConfig
 from gpt2x.generation.config import GenerationConfig, SamplingConfig, WeightsConfig
 from gpt2x.model.config import GPTConfig
+from gpt2x.sweep.config import GridConfig, OptunaConfig, PairedConfig
 from gpt2x.task.config import ClassifierConfig, InstructionTuningConfig, LanguageModelingConfig
 from gpt2x.tokenizer.config import BPETokenizerConfig, CharTokenizerConfig, GPT2TokenizerConfig
 from gpt2x.tracking.config import NoLoggerConfig, WandbConfig
@@ -31,6 +32,7 @@ from gpt2x.training.config import (
     LastBlockConfig,
     LinearConfig,
     LoRAConfig,
+    RangeTestConfig,
     RunInitConfig,
     ScratchConfig,
     SGDConfig,
@@ -48,11 +50,12 @@ GROUPS: dict[str, tuple[type, ...]] = {
     "init": (ScratchConfig, RunInitConfig),
     "finetune": (FullConfig, LastBlockConfig, HeadConfig, LoRAConfig),
     "optimizer": (AdamWConfig, SGDConfig),
-    "schedule": (CosineConfig, WSDConfig, LinearConfig, ConstantConfig),
+    "schedule": (CosineConfig, WSDConfig, LinearConfig, ConstantConfig, RangeTestConfig),
     "device": (DeviceConfig,),
     "logger": (WandbConfig, NoLoggerConfig),
     "sampling": (SamplingConfig,),
     "evaluation": (PerplexityConfig, ClassificationConfig, RougeConfig),
+    "sweep": (GridConfig, PairedConfig, OptunaConfig),
     "suite": (GenerateSuiteConfig, FinetuneSuiteConfig),
 }
 
@@ -88,7 +91,8 @@ class TrainConfig:
 
     name: str = option("${data.name}", "name of the run, part of its folder's name", verbatim=True)
     seed: int = option(1, "the one number that all random streams are derived from", minimum=0, maximum=2**32 - 1)
-    resume: str | None = option(None, "a run's folder: go on exactly where it stopped", verbatim=True)
+    seeds: int | None = option(None, "a sweep that makes each run this many times, with seed, seed+1, ...", minimum=1)
+    resume: str | None = option(None, "a run's folder: go on exactly where it stopped; a sweep's: with its runs", verbatim=True)
     sample_prompt: str | None = option(
         "\n", "text that the sample at each evaluation of a language model starts with; null: no samples", verbatim=True
     )
@@ -105,6 +109,7 @@ class TrainConfig:
     device: Any = None
     logger: Any = None
     sampling: Any = None
+    sweep: Any = field(default_factory=GridConfig)
 
     def check(self) -> None:
         """The rules between groups."""

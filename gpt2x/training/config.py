@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from typing import ClassVar
 
 from gpt2x.config.option import ConfigError, option
 
@@ -81,6 +82,15 @@ class ConstantConfig:
 
 
 @dataclass(kw_only=True)
+class RangeTestConfig:
+    """A learning-rate range test: from almost nothing to the peak, by the same factor at each step (Smith, 2015)."""
+
+    _target_: str = "gpt2x.training.schedule.RangeTest"
+    warmup_steps: ClassVar[int] = 0
+    start: float = option(1e-5, "where the rate begins, as a share of the peak", above=0, below=1)
+
+
+@dataclass(kw_only=True)
 class LoRAConfig:
     """LoRA (Hu et al., 2021): the model is frozen, and small matrices beside its linear layers are trained."""
 
@@ -124,6 +134,12 @@ class TrainerConfig:
     )
     patience: int | None = option(
         None, "stop after as many evaluations without a better validation loss; null: never", minimum=1
+    )
+    divergence: float | None = option(
+        None,
+        "end the run once the training loss, averaged over about 20 steps, is so many times its lowest, or no number any "
+        "more; null: never (and a loss that is no number makes the run fail)",
+        above=1,
     )
     checkpoint_every: int | None = option(None, "steps between checkpoints; null: at every evaluation", minimum=1)
     frozen_cache: str = option(

@@ -32,10 +32,11 @@ from gpt2x.tracking.console import Progress, clock, size
 from gpt2x.tracking.description import code_version, description, summary
 from gpt2x.tracking.tracker import RunFiles, Tracker, Trackers
 from gpt2x.training.checkpoint import Checkpoint, Checkpoints
-from gpt2x.training.config import RunInitConfig, ScratchConfig
+from gpt2x.training.config import RangeTestConfig, RunInitConfig, ScratchConfig
 from gpt2x.training.finetune import table
 from gpt2x.training.frozen import FrozenStates, frozen_states
 from gpt2x.training.load import new_model
+from gpt2x.training.lr_range import plot_lr_range, read_lr_range
 from gpt2x.training.plots import plot_classes, plot_loss
 from gpt2x.training.run_folder import RunFolder
 from gpt2x.training.signals import StopRequest
@@ -59,17 +60,26 @@ class Result:
     state: TrainState
 
 
-def train(config: TrainConfig, run_dir: Path, *, overrides: list[str] | None = None, sweep: str | None = None) -> Result:
+def train(
+    config: TrainConfig,
+    run_dir: Path,
+    *,
+    overrides: list[str] | None = None,
+    sweep: str | None = None,
+    prefix: str = "",
+    prune: Callable[[int, dict[str, Any]], bool] | None = None,
+) -> Result:
     """Train as `config` says, in the folder `run_dir`; with `config.resume`, go on with the run that is there.
 
-    `overrides` and `sweep` (the sweep's name) only describe the run. Raises UserError for what the user can
-    mend, and SystemExit (130 or 143) after a signal, when everything is saved.
+    `overrides` and `sweep` (the sweep's name) only describe the run; `prefix` begins its lines on the console; `prune`
+    may give it up (see Trainer). Raises UserError for what the user can mend, and SystemExit (130 or 143) after a signal,
+    when everything is saved.
     """
     config.device.threads = config.device.threads or default_threads()  # noted, so that a resumed run uses as many
     if isinstance(config.init, RunInitConfig) and config.resume is None:
         first = Path(config.init.path).resolve()  # noted for whoever looks from another folder, or after it was trained on
         config.init.path, config.init.which = str(first), str(Checkpoints(first / "checkpoints").select(config.init.which).step)
-    with StopRequest() as stop, RunFolder(run_dir, config, overrides or []) as folder:
+    with StopRequest() as stop, RunFolder(run_dir, config, overrides or [], prefix) as folder:
         log.info("run      %s", shown(run_dir))
         streams = RandomStreams(config.seed)
         device = instantiate(config.device)
@@ -136,8 +146,10 @@ def train(config: TrainConfig, run_dir: Path, *, overrides: list[str] | None = N
                 eval_every=config.trainer.eval_every,
                 eval_train_windows=config.trainer.eval_train_windows,
                 patience=config.trainer.patience,
+                divergence=config.trainer.divergence,
                 checkpoint_every=config.trainer.checkpoint_every,
                 log_every=config.trainer.log_every,
+                prune=prune,
             )
             if checkpoint is not None:
                 trainer.resume(checkpoint)
@@ -149,6 +161,8 @@ def train(config: TrainConfig, run_dir: Path, *, overrides: list[str] | None = N
             trainer.fit(stop, _frozen(config, model, data, device, steps))  # of the weights that are resumed with
             folder.result["peak_memory_bytes"] = device.peak_memory()
             _conclude(config, run_dir, state, device.peak_memory(), tracker)
+            if state.finished and isinstance(config.schedule, RangeTestConfig):
+                folder.result["suggested_lr"] = _suggest_lr(run_dir, config.name, tracker)
             if not state.finished:
                 raise SystemExit(stop.exit_code)
         return Result(run_dir, state.best, state)
@@ -262,7 +276,15 @@ def _conclude(config: TrainConfig, run_dir: Path, state: TrainState, peak_memory
     except Exception as error:  # the run is trained and saved: a picture must not make it fail
         log.warning("the metrics could not be plotted: %s", error)
     best = f", best val/loss {state.best:.4f} at step {state.best_step:,}" if state.best is not None else ""
-    what = "finished" if state.finished else "stopped and saved" if state.step else "stopped, with nothing to save yet,"
+    what = (
+        "given up"
+        if state.pruned
+        else "finished"
+        if state.finished
+        else "stopped and saved"
+        if state.step
+        else "stopped, with nothing to save yet,"
+    )
     log.info("%s at step %s in %s%s, peak memory %s", what, f"{state.step:,}", clock(state.seconds), best, size(peak_memory))
     if "test/loss" in state.metrics and config.trainer.keep_best and state.best_step not in (None, state.step):
         log.info("test     of the last step; what is used by default is the best, of step %s", f"{state.best_step:,}")
@@ -273,3 +295,17 @@ def _conclude(config: TrainConfig, run_dir: Path, state: TrainState, peak_memory
             log.info("try      %s", command.format(shlex.quote(shown(run_dir))))
     else:
         log.info("go on    gpt2x-train resume=%s", shlex.quote(shown(run_dir)))
+
+
+def _suggest_lr(run_dir: Path, name: str, tracker: Tracker) -> float | None:
+    """Say what a learning-rate range test has found, and draw it."""
+    found = read_lr_range(run_dir)
+    if found is None or found.suggested is None:
+        log.warning("no learning rate is suggested: the training loss never fell, or fewer than ten steps were logged")
+        return None
+    picture = run_dir / "plots" / "lr_range.png"
+    plot_lr_range(found, picture, name)
+    tracker.picture(picture)
+    log.info("lr range %s", shown(picture))
+    log.info("suggest  optimizer.lr=%.2g, where the training loss fell fastest", found.suggested)
+    return float(f"{found.suggested:.2g}")

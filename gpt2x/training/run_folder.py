@@ -19,7 +19,7 @@ from typing import Any
 from gpt2x import __version__
 from gpt2x.config.compose import to_yaml
 from gpt2x.config.schema import TrainConfig
-from gpt2x.errors import UserError
+from gpt2x.errors import FolderInUse, UserError
 from gpt2x.files import write_atomic
 from gpt2x.training.trainer import TrainState
 
@@ -32,12 +32,12 @@ class RunFolder:
     Inside the `with` block everything logged under "gpt2x" goes to the console and to run.log. A new run's
     configuration is written at once; that of a resumed one, and the removal of its earlier result, wait for
     `begin`, so that a resume which fails before it can start leaves the folder as it was. Set `state` as soon as
-    there is one: the result tells how far it came.
+    there is one: the result tells how far it came. `prefix` begins each line on the console.
     Raises UserError if another process has the folder open, or if a new run would overwrite an older one.
     """
 
-    def __init__(self, path: Path, config: TrainConfig, overrides: list[str]):
-        self.path, self.config = Path(path), config
+    def __init__(self, path: Path, config: TrainConfig, overrides: list[str], prefix: str = ""):
+        self.path, self.config, self.prefix = Path(path), config, prefix
         self.resumed = config.resume is not None
         self.overrides = (_lines(self.path / "overrides.txt") if self.resumed else []) + overrides
         self.state: TrainState | None = None
@@ -52,11 +52,11 @@ class RunFolder:
         try:
             self._lock.acquire(timeout=0)
         except Timeout:
-            raise UserError(f"{self.path} is in use by another process; wait for it, or stop it") from None
+            raise FolderInUse(f"{self.path} is in use by another process; wait for it, or stop it") from None
         if not self.resumed and (self.path / "config.yaml").exists():
             self._lock.release()
             raise UserError(f"{self.path} already holds a run; go on with it by resume={self.path}, or use another folder")
-        self._handlers = _log_handlers(self.path / "run.log")
+        self._handlers = _log_handlers(self.path / "run.log", self.prefix)
         self._level, self._propagate = log.level, log.propagate
         log.setLevel(logging.INFO)
         log.propagate = False
@@ -121,7 +121,7 @@ class RunFolder:
             "tokens": state.tokens,
             "seconds": state.seconds,
             "flops": state.flops,
-        }
+        } | ({"pruned": True} if state.pruned else {})
 
 
 def versions() -> dict[str, str]:
@@ -132,7 +132,7 @@ def versions() -> dict[str, str]:
 
 def config_hash(config: TrainConfig) -> str:
     """Hex sha256 of the settings that decide what a run computes: not its name, where files lie, or who is told."""
-    beside = {"name", "resume", "paths", "logger"}
+    beside = {"name", "resume", "paths", "logger", "sweep", "seeds"}
     decisive = {key: value for key, value in asdict(config).items() if key not in beside}
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
@@ -153,9 +153,20 @@ def _lines(path: Path) -> list[str]:
     return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
 
 
-def _log_handlers(path: Path) -> list[logging.Handler]:
+class _Prefixed(logging.Formatter):
+    """Messages with `prefix` before each of their lines."""
+
+    def __init__(self, prefix: str):
+        super().__init__("%(message)s")
+        self.prefix = prefix
+
+    def format(self, record: logging.LogRecord) -> str:
+        return self.prefix + super().format(record).replace("\n", "\n" + self.prefix)
+
+
+def _log_handlers(path: Path, prefix: str) -> list[logging.Handler]:
     console = logging.StreamHandler(sys.stdout)
-    console.setFormatter(logging.Formatter("%(message)s"))
+    console.setFormatter(_Prefixed(prefix))
     file = logging.FileHandler(path, encoding="utf-8")
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     return [console, file]

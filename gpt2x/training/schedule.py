@@ -71,3 +71,14 @@ class WSD(Schedule):
 
     def after_warmup(self, progress: float) -> float:
         return 1.0
+
+
+class RangeTest(Schedule):
+    """Up from `start` to the peak by the same factor at every step: one run that tries all learning rates (Smith, 2015)."""
+
+    def __init__(self, *, total_steps: int, start: float):
+        super().__init__(total_steps=total_steps, warmup_steps=0)
+        self.start = start
+
+    def after_warmup(self, progress: float) -> float:
+        return self.start ** (1 - progress)

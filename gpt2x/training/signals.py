@@ -15,7 +15,7 @@ class StopRequest:
     """Inside the `with` block, SIGINT and SIGTERM raise SystemExit with the code a shell expects (130 or 143).
 
     Inside `deferred()` the first one only sets `signal`, which the training loop looks at between steps, and a
-    second one ends the process at once.
+    second one ends the process at once. A signal that the process was made to ignore stays ignored.
     """
 
     def __init__(self) -> None:
@@ -26,7 +26,8 @@ class StopRequest:
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():  # Python delivers signals nowhere else
             for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, self._receive)
+                if signal.getsignal(number) != signal.SIG_IGN:
+                    self._previous[number] = signal.signal(number, self._receive)
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -55,6 +55,10 @@ class TrainState:
     evaluated_step: int = -1  # the last step that was evaluated: an evaluation cut short is made again
     metrics: dict[str, Any] = field(default_factory=dict)  # the last evaluation's
     unlogged: dict[str, Any] = field(default_factory=dict)  # this step's row, while its evaluation is still to come
+    smoothed: float | None = None  # training loss, an average over about the last 20 steps, and its lowest value so far
+    lowest: float | None = None
+    diverged: bool = False
+    pruned: bool = False  # given up by a search
     finished: bool = False
 
 
@@ -62,8 +66,9 @@ class Trainer:
     """Trains `model` on `data` for `task`; see TrainerConfig for the settings.
 
     `saved` are the names of the parameters that a checkpoint holds: all that the model cannot be made without.
-    `sample(step)` makes texts to look at after an evaluation. `identity` is saved with every checkpoint (see
-    Checkpoint.require), and so is the task's `about`.
+    `sample(step)` makes texts to look at after an evaluation. `prune(step, metrics)`, if there is one, is told the
+    metrics of each evaluation and says whether to give the run up. `identity` is saved with every
+    checkpoint (see Checkpoint.require), and so is the task's `about`.
     """
 
     def __init__(
@@ -89,14 +94,17 @@ class Trainer:
         eval_every: int,
         eval_train_windows: int,
         patience: int | None,
+        divergence: float | None,
         checkpoint_every: int | None,
         log_every: int,
+        prune: Callable[[int, dict[str, Any]], bool] | None = None,
     ):
         self.model, self.task, self.data, self.optimizer, self.schedule = model, task, data, optimizer, schedule
         self.device, self.streams, self.tracker, self.checkpoints = device, streams, tracker, checkpoints
         self.progress, self.sample, self.identity = progress, sample, identity
         self.max_steps, self.accumulate, self.clip_norm = max_steps, accumulate, clip_norm
         self.eval_every, self.eval_train_windows, self.patience = eval_every, eval_train_windows, patience
+        self.divergence, self.prune = divergence, prune
         self.checkpoint_every, self.log_every = checkpoint_every or eval_every, log_every
         self.parameters = {name: p for name, p in model.named_parameters() if name in saved}
         self.frozen: FrozenStates | None = None
@@ -127,9 +135,9 @@ class Trainer:
                 if row and not cut_short:
                     how_far = {"step": state.step, "tokens": state.tokens, "seconds": self._seconds(), "flops": state.flops}
                     self.tracker.log(how_far | row)
-                state.finished = not cut_short and self._is_over(state.evaluations_since_best)
+                state.finished = not cut_short and (state.pruned or self._is_over(state.evaluations_since_best))
                 if state.finished and state.step < self.max_steps:
-                    log.info("stopping early: no better %s for %d evaluations", self.task.metric, self.patience)
+                    log.info("stopping early: %s", self._why())
                 new_best = self.checkpoints.keep_best and state.best_step == state.step
                 if state.step and (stop() or state.finished or new_best or state.step % self.checkpoint_every == 0):
                     self._save()
@@ -164,7 +172,7 @@ class Trainer:
         if self.ema is not None:
             self.ema.load(checkpoint.tensors("ema"))
         self.state = TrainState(**saved["trainer"])
-        self.state.finished = False  # the end may have been moved
+        self.state.finished = self.state.pruned = self.state.diverged = False  # the end may have been moved
         self.saved = (self.state.step, self.state.evaluated_step)
 
     # -- one step -------------------------------------------------------------------------------------------
@@ -190,7 +198,10 @@ class Trainer:
         gradients = [parameter.grad for parameter in self.parameters.values() if parameter.grad is not None]
         norm = nn.utils.get_total_norm(gradients).item()
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            self._give_up(loss, norm, batches)
+            if self.divergence is None:
+                self._give_up(loss, norm, batches)
+            state.diverged = True  # and the step is not taken
+            return {}
         if self.clip_norm is not None and norm > self.clip_norm:
             torch._foreach_mul_(gradients, self.clip_norm / norm)
         self.optimizer.step()
@@ -200,6 +211,7 @@ class Trainer:
         state.step += 1
         state.tokens += tokens
         state.flops += sum(batch.tokens * self.flops_per_token(batch.inputs.shape[1]) for batch in batches)
+        self._watch(loss)
         self.interval[0] += tokens
         self.interval[1] += time.perf_counter() - started
         speed = self.interval[0] / self.interval[1]
@@ -214,6 +226,13 @@ class Trainer:
         """The batch on the device, with what is known of it from the frozen layers."""
         batch = batch.to(self.device.torch_device)
         return batch if self.frozen is None else self.frozen(batch)
+
+    def _watch(self, loss: float) -> None:
+        """Note the step's loss, and whether it has left where it was for good."""
+        state = self.state
+        state.smoothed = loss if state.smoothed is None else 0.95 * state.smoothed + 0.05 * loss
+        state.lowest = state.smoothed if state.lowest is None else min(state.lowest, state.smoothed)
+        state.diverged = self.divergence is not None and state.smoothed > self.divergence * state.lowest
 
     def _give_up(self, loss: float, norm: float, batches: list) -> None:
         last = self.checkpoints.steps()
@@ -248,6 +267,8 @@ class Trainer:
             state.evaluated_step, state.metrics, state.evaluations_since_best = state.step, row, since_best
             if better:
                 state.best, state.best_step = value, state.step
+            if self.prune is not None:
+                state.pruned = self.prune(state.step, row) and not self._is_over(since_best)
             self.progress.evaluated(state.step, row, best=better)
             for sample in self.sample(state.step):
                 self.tracker.sample({"step": state.step} | sample)
@@ -270,7 +291,15 @@ class Trainer:
 
     def _is_over(self, evaluations_since_best: int) -> bool:
         hopeless = self.patience is not None and evaluations_since_best >= self.patience
-        return hopeless or self.state.step >= self.max_steps
+        return hopeless or self.state.diverged or self.state.step >= self.max_steps
+
+    def _why(self) -> str:
+        """Why the run is over before its last step."""
+        if self.state.pruned:
+            return f"the search gives this run up, as others were better at step {self.state.step}"
+        if self.state.diverged:
+            return "the training loss has diverged"
+        return f"no better {self.task.metric} for {self.patience} evaluations"
 
     def _seconds(self) -> float:
         """Seconds of work so far, those before a resume included."""

@@ -29,12 +29,12 @@ class Fake:
     runs: list[SimpleNamespace] = field(default_factory=list)
     raises: dict[int, BaseException] = field(default_factory=dict)
 
-    def train(self, config: Any, run_dir: Path, *, overrides: list[str], sweep: str | None = None) -> SimpleNamespace:
+    def train(self, config: Any, run_dir: Path, *, overrides: list[str], sweep: str | None = None) -> None:
         (run_dir / "config.yaml").write_text(to_yaml(config))
         self.runs.append(SimpleNamespace(config=config, run_dir=run_dir, overrides=overrides, sweep=sweep))
         if config.seed in self.raises:
             raise self.raises[config.seed]
-        return SimpleNamespace(metric=float(config.seed))
+        (run_dir / "result.json").write_text('{"status": "finished"}')
 
     def generate(self, config: Any) -> None:
         self.runs.append(SimpleNamespace(config=config))

@@ -12,6 +12,7 @@ from gpt2x.commands import evaluate as evaluate_command
 from gpt2x.commands import generate as generate_command
 from gpt2x.commands import train as train_command
 from gpt2x.config.compose import CONFIG_DIR, Composer
+from gpt2x.config.multirun import plan
 from gpt2x.config.option import ConfigError
 from gpt2x.errors import UserError
 
@@ -32,7 +33,7 @@ def test_a_run_gets_its_configuration_and_a_folder_named_after_it(train, fake, t
     assert run.run_dir.is_absolute()
     date, name = run.run_dir.relative_to(tmp_path / "outputs/runs").parts
     datetime.strptime(f"{date} {name}", "%Y-%m-%d %H-%M-%S_storybook")
-    assert listing(run.run_dir) == ["config.yaml"]  # nothing of Hydra's
+    assert listing(run.run_dir) == ["config.yaml", "result.json"]  # nothing of Hydra's
 
 
 def test_two_runs_never_share_a_folder(train, fake, tmp_path):
@@ -111,7 +112,7 @@ def test_other_failures_have_one(train, fake):
         (["-m", "seed=1,2,x"], "seed=x: expected a whole number"),
         (["-m", "model=nano,nanno"], "model=nanno: no such choice; did you mean model=nano?"),
         (["-m", "trainer.max_steps=10,100", "schedule.warmup_steps=5,50"], "schedule.warmup_steps=50: the warm-up is longer"),
-        (["-m", "optimizer.lr=interval(0.1,1)"], "an interval needs a sweeper that searches"),
+        (["-m", "optimizer.lr=interval(0.1,1)"], "an interval is for a search"),
         (["-m", "seed=range(1,"], "the value cannot be read"),
         (["hydra/launcher=nowhere", "-m", "seed=1,2"], "hydra/launcher=nowhere: no such choice"),
         (["hydra.nonsense=1"], "hydra.nonsense"),
@@ -262,8 +263,9 @@ def test_every_example_of_the_help_is_accepted(command, tmp_path, monkeypatch):
         flags = {"--cfg", "job", "-m"}
         words = shlex.split(re.split(r" {2,}", example)[0])
         overrides = composer.read([word for word in words if word not in flags], sweeping="-m" in words)
-        for job in composer.jobs(overrides, composer.compose([])):
-            composer.config(job)
+        planned = plan(composer, overrides, {})
+        for values in planned.corners():
+            composer.config(composer.read(planned.job(values), sweeping=True))
 
 
 def test_version(train):

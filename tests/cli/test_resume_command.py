@@ -19,6 +19,7 @@ def run(tmp_path):
     folder = tmp_path / "outputs/runs/a/b"
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(CONFIG)
+    (folder / "result.json").write_text('{"status": "finished"}')
     return folder
 
 

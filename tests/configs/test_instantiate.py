@@ -18,6 +18,7 @@ from gpt2x.config.schema import GROUPS, BenchmarkConfig, EvaluateConfig, TrainCo
 from gpt2x.device import Device
 from gpt2x.errors import UserError
 from gpt2x.model.gpt import GPT
+from gpt2x.sweep.search import Choices
 from gpt2x.tokenizer.char import CharTokenizer
 from gpt2x.tracking.tracker import Tracker
 
@@ -83,6 +84,8 @@ def test_every_file_becomes_its_object(group, choice, tmp_path, request):
         about = dict(run_dir=tmp_path, outputs=tmp_path, config={}, name="x", job_type="train", sweep=None, overrides=[])
         config.logger.__dict__.update({"mode": "disabled"} if choice == "wandb" else {})
         assert isinstance(instantiate(config.logger, **about), Tracker)
+    elif group == "sweep":
+        assert instantiate(config.sweep, {"seed": Choices(("1", "2"))}, folder=tmp_path, seed=1).ask(9)
     elif group == "sampling":
         assert config.sampling.max_new_tokens > 0
     else:

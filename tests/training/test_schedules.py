@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt2x.training.schedule import WSD, Constant, Cosine, Linear
+from gpt2x.training.schedule import WSD, Constant, Cosine, Linear, RangeTest
 
 
 def test_warmup_is_a_straight_line_that_starts_above_zero():
@@ -36,6 +36,14 @@ def test_wsd_is_a_trapezoid():
     assert schedule(80) == pytest.approx(0.5)
     assert schedule(99) == pytest.approx(1 / 40)
     assert schedule(100) == 0.0
+
+
+def test_a_range_test_rises_by_the_same_factor_at_every_step_from_its_start():
+    schedule = RangeTest(total_steps=50, start=1e-5)
+    values = [schedule(step) for step in range(51)]
+    assert values[0] == pytest.approx(1e-5)
+    assert values[50] == 1.0
+    assert [b / a for a, b in itertools.pairwise(values)] == pytest.approx([10 ** (5 / 50)] * 50)
 
 
 @given(

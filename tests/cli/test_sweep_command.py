@@ -1,0 +1,296 @@
+"""gpt2x-train -m, sweep=..., seeds=... and resume=SWEEP, with a stand-in for training."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+import yaml
+
+from gpt2x.config.compose import Composer
+from gpt2x.config.job import prepare
+from gpt2x.config.multirun import plan
+from gpt2x.config.schema import TrainConfig
+from gpt2x.errors import FolderInUse, UserError
+from gpt2x.sweep.config import GridConfig
+from gpt2x.sweep.search import Choices, Interval
+
+
+def listing(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+
+
+def contents(folder):
+    return {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.iterdir()}
+
+
+def seeds(fake):
+    return [run.config.seed for run in fake.runs]
+
+
+# What makes a sweep, and of what
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["seeds=3"], [(1, 1e-3), (2, 1e-3), (3, 1e-3)]),
+        (["seed=7", "seeds=2", "optimizer.lr=1,2"], [(7, 1), (8, 1), (7, 2), (8, 2)]),
+        (["sweep=paired", "seed=1,2", "optimizer.lr=0.1,0.2"], [(1, 0.1), (2, 0.2)]),
+        (["sweep.params={seed: '5,6', optimizer.lr: '0.5,0.25'}", "optimizer.lr=2"], [(5, 2), (6, 2)]),
+        (["-m", "optimizer.lr=choice(1,2)"], [(1, 1), (1, 2)]),
+        (["-m"], [(1, 1e-3)]),
+    ],
+)
+def test_what_is_run(train, fake, argv, expected):
+    outcome = train("optimizer.weight_decay=0", *argv)
+    assert outcome.code == 0, outcome.err
+    default = 1e-3
+    found = [(run.config.seed, run.config.optimizer.lr) for run in fake.runs]
+    lr = Composer("train", TrainConfig).compose([]).optimizer.lr
+    assert found == [(seed, lr if value == default else value) for seed, value in expected]
+
+
+def test_a_job_knows_nothing_of_the_sweep(train, fake, tmp_path):
+    (tmp_path / "mine/experiment").mkdir(parents=True)
+    text = "# @package _global_\ndefaults:\n  - override /sweep: paired\nsweep:\n  params: {seed: '1,2'}\nseeds: null\n"
+    (tmp_path / "mine/experiment/two.yaml").write_text(text)
+    assert train("-cd", "mine", "experiment=two").code == 0
+    assert train("sweep=paired", "sweep.on_error=stop", "seeds=1").code == 0
+    assert len(fake.runs) == 3
+    for run in fake.runs:
+        assert (run.config.sweep, run.config.seeds) == (GridConfig(), None)
+        assert not any(re.match("sweep|seeds|hydra", line) for line in run.overrides)
+
+
+def test_an_axis_of_each_kind():
+    composer = Composer("train", TrainConfig)
+    texts = [
+        "seed=range(1,4)",
+        "model=glob(gpt2-*,exclude=*xl)",
+        "optimizer.lr=tag(log,interval(1e-4,1e-2))",
+        "model.n_layer=int(interval(1,4))",
+        "model.dropout=interval(0,0.5)",
+        "name='a,b','c d'",
+        "data=text",
+        "sweep=grid",
+    ]
+    planned = plan(composer, composer.read(texts, sweeping=True), {"seed": "9,10", "trainer.max_steps": "5,6"})
+    assert planned.space == {
+        "seed": Choices(("1", "2", "3")),
+        "trainer.max_steps": Choices(("5", "6")),
+        "model": Choices(("gpt2-large", "gpt2-medium")),
+        "optimizer.lr": Interval(1e-4, 1e-2, log=True),
+        "model.n_layer": Interval(1, 4, integer=True),
+        "model.dropout": Interval(0.0, 0.5),
+        "name": Choices(("'a,b'", "'c d'")),
+    }
+    assert planned.fixed == {"data": "text"}
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["-m", "seeds=2", "seed=1,2"], "seeds=2: seed is swept already"),
+        (["-m", "seeds=1,2"], "seeds=1,2: this cannot be swept"),
+        (["-m", "sweep=grid,paired"], "sweep=grid,paired: this cannot be swept"),
+        (["-m", "hydra.job.name=a,b"], "hydra.job.name=a,b: this cannot be swept"),
+        (["seeds=0"], "seeds=0: must be at least 1"),
+        (["sweep.on_error=perhaps"], "sweep.on_error=perhaps: expected one of continue, stop"),
+        (["sweep=grit"], "sweep=grit: no such choice; did you mean sweep=grid?"),
+        (["sweep=paired", "seed=1,2", "optimizer.lr=1,2,3"], "3 values, and seed has 2"),
+        (["-m", "optimizer.lr=interval(1,0.1)"], "its end is below its start"),
+        (["-m", "hydra.sweeper._target_=a.Sweeper"], "hydra/sweeper=basic: the sweep loop is gpt2x's own"),
+        (["-m", "hydra.sweep.subdir=x"], "a job's folder is its number"),
+        (["sweep.params={nonsense: '1,2'}"], "nonsense=1: no such setting"),
+    ],
+)
+def test_what_is_refused_before_anything_happens(train, fake, tmp_path, argv, expected):
+    outcome = train(*argv)
+    assert (outcome.code, fake.runs, listing(tmp_path)) == (2, [], [])
+    assert expected in outcome.err
+    assert "Traceback" not in outcome.err
+
+
+# Going on
+
+
+@pytest.fixture
+def half_done(train, fake, tmp_path):
+    """The folder of a sweep over six seeds: one finished, one failed, one interrupted with a checkpoint, one killed before
+    its first, one killed after it, one not begun."""
+    fake.raises = {2: UserError("no data"), 3: SystemExit(143)}
+    assert train("-m", "seed=1,2,3,4,5,6", "optimizer.lr=0.5", "hydra.sweep.dir=s").code == 143
+    folder = tmp_path / "s"
+    (folder / "1/result.json").write_text('{"status": "failed", "error": "no data"}')
+    (folder / "1/run.log").write_text("why it failed")
+    (folder / "1/checkpoints/step-00000001").mkdir(parents=True)
+    (folder / "2/result.json").write_text('{"status": "interrupted"}')
+    config = (folder / "2/config.yaml").read_text()
+    for number in (3, 4):
+        (folder / f"{number}").mkdir()
+        (folder / f"{number}/config.yaml").write_text(config.replace("seed: 3\n", f"seed: {number + 1}\n"))
+    for number in (2, 4):
+        (folder / f"{number}/checkpoints/step-00000001").mkdir(parents=True)
+    (folder / "3/metrics.jsonl").write_text("{}")
+    fake.raises, fake.runs = {}, []
+    return folder
+
+
+@pytest.mark.parametrize("argv", [["resume=s"], ["-m", "seed=range(1,7)", "optimizer.lr=5e-1", "hydra.sweep.dir=s"]])
+def test_each_job_does_what_its_folder_asks_for(train, fake, half_done, argv):
+    finished = contents(half_done / "0")
+    outcome = train(*argv)
+    assert outcome.code == 0, outcome.err
+    assert seeds(fake) == [2, 3, 4, 5, 6]
+    assert [run.run_dir.name for run in fake.runs] == ["1", "2", "3", "4", "5"]
+    resumed = {run.config.seed for run in fake.runs if run.config.resume is not None}
+    assert resumed == {3, 5}
+    assert all(run.config.resume in (None, str(run.run_dir)) for run in fake.runs)
+    assert all(run.overrides == [] for run in fake.runs if run.config.resume is not None)
+    assert (half_done / "1/run.log").read_text() == "why it failed"
+    assert not (half_done / "1/checkpoints").exists()
+    assert not (half_done / "3/metrics.jsonl").exists()
+    assert {name: what for name, what in contents(half_done / "0").items() if name != ".lock"} == finished
+    assert "6 runs, 1 of them finished already" in outcome.out
+    fake.runs.clear()
+    assert train("resume=s").code == 0
+    assert fake.runs == []
+    assert "6 runs, 6 of them finished already" in train(f"resume={half_done}").out
+
+
+def test_what_may_change_on_the_way_does(train, fake, half_done):
+    outcome = train("resume=s", "logger=none", "device.threads=1", "sampling.top_k=3", "sweep.on_error=stop", "paths.cache=c")
+    assert outcome.code == 0, outcome.err
+    for run in fake.runs:
+        config = run.config
+        assert (type(config.logger).__name__, config.device.threads, config.paths.cache) == ("NoLoggerConfig", 1, "c")
+        assert (config.sampling.top_k, config.optimizer.lr) == (3, 0.5)
+    assert fake.runs[1].overrides == ["logger=none", "device.threads=1", "sampling.top_k=3", "paths.cache=c"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["resume=s", "optimizer.lr=1"], "optimizer.lr=1: the runs of a sweep that goes on keep their settings"),
+        (["resume=s", "trainer.max_steps=9999"], "keep their settings"),
+        (["resume=s", "seed=1"], "keep their settings"),
+        (["resume=s", "logger=none,wandb"], "keep their settings"),
+        (["resume=s", "sweep=paired"], "keep their settings"),
+        (["resume=s", "-m"], "without -m"),
+        (["resume=s", "-cd", "."], "leave it out"),
+        (["-m", "seed=1,3,2", "optimizer.lr=0.5", "hydra.sweep.dir=s"], "s/1 holds another run: seed=2, not 3"),
+        (["-m", "seed=1,2", "optimizer.lr=0.25", "hydra.sweep.dir=s"], "s/0 holds another run: optimizer.lr=0.5, not 0.25"),
+        (["-m", "seed=1,2", "trainer.max_steps=9", "hydra.sweep.dir=s"], "trainer.max_steps=500, not 9"),
+    ],
+)
+def test_another_sweep_is_refused_in_its_folder(train, fake, half_done, argv, expected):
+    before = {path: path.read_bytes() for path in half_done.rglob("*") if path.is_file()}
+    outcome = train(*argv)
+    assert outcome.code == 2
+    assert expected in outcome.err
+    assert fake.runs == []
+    assert {path: path.read_bytes() for path in half_done.rglob("*") if path.is_file()} == before
+
+
+def test_more_values_may_be_added_at_the_end(train, fake):
+    assert train("-m", "seed=1,2", "hydra.sweep.dir=s").code == 0
+    assert train("-m", "seed=1,2,3", "hydra.sweep.dir=s").code == 0
+    assert seeds(fake) == [1, 2, 3]
+    assert train("-m", "device.threads=1,2", "seed=1", "hydra.sweep.dir=t").code == 0
+    assert "device.threads=1, not 3" in train("-m", "device.threads=3,2", "seed=1", "hydra.sweep.dir=t").err
+
+
+def test_a_sweep_with_files_of_ones_own(train, fake, tmp_path):
+    (tmp_path / "mine/model").mkdir(parents=True)
+    (tmp_path / "mine/model/own.yaml").write_text("_target_: gpt2x.model.gpt.GPT\nn_layer: 3\nn_head: 2\nn_embd: 8\n")
+    fake.raises = {1: UserError("oh")}
+    assert train("-cd", "mine", "-m", "model=own", "seed=1", "hydra.sweep.dir=s").code == 1
+    fake.raises = {}
+    outcome = train("resume=s")
+    assert (outcome.code, "add -cd" in outcome.err) == (2, True)
+    assert train("-cd", "mine", "resume=s").code == 0
+    assert fake.runs[-1].config.model.n_layer == 3
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"overrides": ["hydra.launcher._target_=os.system", "seed=1,2"]},
+        {"overrides": ["hydra.launcher.setup=[touch pwned]", "seed=1,2"]},
+        {"overrides": ["hydra.callbacks={a:{_target_:os.system}}", "seed=1,2"]},
+        {"overrides": ["hydra.searchpath=[file://elsewhere]", "seed=1,2"]},
+        {"overrides": "seed=1"},
+        {"overrides": [3]},
+        {"config_dir": "elsewhere"},
+        {"config_name": "elsewhere"},
+        {"overrides": ["nonsense=1"]},
+    ],
+)
+def test_a_strangers_sweep_cannot_run_code_of_theirs(train, fake, tmp_path, change):
+    assert train("-m", "seed=1,2", "hydra.sweep.dir=s").code == 0
+    path = tmp_path / "s/sweep.yaml"
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | change))
+    fake.runs.clear()
+    outcome = train("resume=s")
+    assert (outcome.code, fake.runs) == (2, [])
+    assert "Traceback" not in outcome.err
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_a_folder_in_use_is_left_alone(half_done, monkeypatch):
+    from filelock import FileLock
+
+    monkeypatch.setattr("gpt2x.config.job.LOCK_SECONDS", 0.05)
+    with FileLock(half_done / "3/.lock"), pytest.raises(FolderInUse):
+        prepare(half_done / "3")
+    assert (half_done / "3/metrics.jsonl").exists()
+    assert prepare(half_done / "3") == "run"
+
+
+def test_a_run_that_another_process_has_is_not_a_failure(train, fake, half_done, monkeypatch):
+    from filelock import FileLock
+
+    monkeypatch.setattr("gpt2x.config.job.LOCK_SECONDS", 0.05)
+    with FileLock(half_done / "3/.lock"):
+        outcome = train("resume=s")
+    assert outcome.code == 0
+    assert seeds(fake) == [2, 3, 5, 6]
+    assert re.search(r"^ +3 +4 +running", outcome.out, re.MULTILINE)
+
+
+# Failures
+
+
+def test_the_table_and_the_exit_code_after_failures(train, fake, tmp_path):
+    fake.raises = {2: UserError("no data"), 3: ZeroDivisionError("oh")}
+    outcome = train("-m", "seed=1,2,3,4", "hydra.sweep.dir=s")
+    assert outcome.code == 1
+    assert seeds(fake) == [1, 2, 3, 4]
+    assert re.findall(r"^ +(\d) +(\d) +(\w+)", outcome.out, re.MULTILINE) == [
+        ("0", "1", "finished"), ("3", "4", "finished"), ("1", "2", "failed"), ("2", "3", "failed"),
+    ]  # fmt: skip
+    assert "run 1 failed: no data\nrun 2 failed: oh\n" in outcome.out
+    assert "go on    gpt2x-train resume=s\n" in outcome.out
+    assert (tmp_path / "s/sweep.csv").read_text().splitlines()[0].startswith("job,seed,status,metric,step,minutes,folder")
+
+
+def test_no_run_begins_after_a_failure_if_asked(train, fake, tmp_path):
+    fake.raises = {2: UserError("no data")}
+    outcome = train("-m", "seed=1,2,3", "sweep.on_error=stop", "hydra.sweep.dir=s")
+    assert (outcome.code, seeds(fake)) == (1, [1, 2])
+    assert "not run" in outcome.out
+    fake.raises = {}
+    assert train("resume=s").code == 0
+    assert seeds(fake) == [1, 2, 2, 3]
+
+
+def test_the_best_run_is_named(train, fake, monkeypatch, tmp_path):
+    assert train("-m", "seed=1,2,3", "hydra.sweep.dir=s").code == 0
+    for number, value in enumerate((3.0, 2.0, 4.0)):
+        metric = {"name": "val/loss", "value": value, "step": 5}
+        (tmp_path / f"s/{number}/result.json").write_text(json.dumps({"status": "finished", "metric": metric}))
+    out = train("resume=s").out
+    assert "best     s/1\n" in out
+    assert "compare  gpt2x-compare s\n" in out
