@@ -94,6 +94,9 @@ evaluate = Command(
         "evaluation.context_length",
         "evaluation.batch_size",
         "evaluation.against_fp32",
+        "sampling.temperature",
+        "sampling.top_k",
+        "sampling.max_new_tokens",
         "device.threads",
     ),
     examples=(
@@ -105,6 +108,7 @@ evaluate = Command(
         "checkpoint=RUN evaluation=classification split=test          a classifier, beside a logistic regression",
         "checkpoint=RUN evaluation=rouge evaluation.max_new_tokens=40   answers beside their references",
         "checkpoint=RUN generation.weights=int8 evaluation.against_fp32=true            what int8 costs",
+        "-m checkpoint=RUN evaluation=samples sampling.temperature=0.5,0.8,1.1   generated texts beside real ones",
     ),
 )
 
