@@ -374,6 +374,9 @@ class EvaluateConfig(TrainedModelConfig):
 
     split: str = option("val", "which part of the text to evaluate on", choices=SPLITS)
     output: str | None = option(None, "a JSON file to write the result to; null: it is only printed", verbatim=True)
+    table: str | None = option(
+        None, "a CSV file that gets one row more, so that all runs of -m end in one table; null: none", verbatim=True
+    )
     paths: PathsConfig = field(default_factory=PathsConfig)
     evaluation: Any = None
     data: Any | None = None  # null: the run's own

@@ -103,7 +103,9 @@ class SamplesConfig:
         verbatim=True,
     )
     batch_size: int = option(16, "texts that are made at the same time; the result does not depend on it", minimum=1)
-    bootstrap: int = option(1000, "times that the texts are drawn anew for the intervals; 0: no intervals", minimum=0)
+    bootstrap: int = option(
+        1000, "times that the texts are drawn anew for the intervals; 0: only those of variety, which need none", minimum=0
+    )
     predictions: str | None = option(
         None, "a JSON lines file for each text, what it began with, and how the real one goes on; null: none", verbatim=True
     )

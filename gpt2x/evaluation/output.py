@@ -1,11 +1,15 @@
-"""What an evaluation shows and writes: tables of plain text, and files that may be impossible to write."""
+"""What an evaluation shows and writes: tables of plain text, tables in files, and files that may be impossible to write."""
 
 from __future__ import annotations
 
 import contextlib
+import csv
+import io
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from gpt2x.errors import UserError
+from gpt2x.files import write_atomic
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
@@ -38,8 +42,35 @@ def cut(text: str, width: int = 24) -> str:
 
 @contextlib.contextmanager
 def writing(setting: str, path: str) -> Iterator[None]:
-    """Say which setting of the evaluation named the file, where the block cannot write it."""
+    """Say which setting named the file, where the block cannot write it."""
     try:
         yield
     except OSError as error:
-        raise UserError(f"evaluation.{setting}={path}: cannot be written ({error.strerror})") from error
+        raise UserError(f"{setting}={path}: cannot be written ({error.strerror})") from error
+
+
+def add_row(path: str, row: dict[str, object]) -> None:
+    """Add a row to the CSV file `path`, which is there or not; several processes may do so at the same time.
+
+    The file has the columns of all of its rows, and an empty cell where a row has none of them.
+    Raises UserError for a file that is no such table, in which the row's first column is missing, and OSError.
+    """
+    from filelock import FileLock
+
+    folder, name = Path(path).parent, Path(path).name
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / f".{name}.lock"):
+        rows: list[dict] = []
+        columns: list[str] = []
+        if Path(path).exists():
+            with open(path, encoding="utf-8", newline="") as file:
+                reader = csv.DictReader(file)
+                columns = list(reader.fieldnames or [])
+                rows = list(reader)
+        if columns and next(iter(row)) not in columns:
+            raise UserError(f"{path}: this is another table, without a column {next(iter(row))!r}; name another file")
+        text = io.StringIO()
+        writer = csv.DictWriter(text, [*columns, *(name for name in row if name not in columns)], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows([*rows, row])
+        write_atomic(path, text.getvalue())

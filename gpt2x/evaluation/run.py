@@ -14,8 +14,8 @@ from gpt2x.config.option import ConfigError, show
 from gpt2x.config.schema import KINDS, EvaluateConfig
 from gpt2x.data.config import SPLITS
 from gpt2x.device import Device
-from gpt2x.errors import UserError
 from gpt2x.evaluation.config import ClassificationConfig, RougeConfig, SamplesConfig
+from gpt2x.evaluation.output import add_row, writing
 from gpt2x.files import write_atomic
 from gpt2x.generation.config import SamplingConfig
 from gpt2x.generation.generator import TextGenerator
@@ -32,14 +32,15 @@ log = logging.getLogger(__name__)
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
-    """Print the result of `config.evaluation`, write it to `config.output` and return it.
+    """Print the result of `config.evaluation`, write it to `config.output`, add it to `config.table` and return it.
 
     An evaluation is made of what it asks of the model (see `_asked`). Its `evaluate(corpus, split)` gives the numbers, and
     `describe(numbers)`, where it has one, a table of them; where it is `compact`, nothing else is printed. Raises UserError
     for what the user can mend.
     """
-    if config.output is not None and Path(config.output).is_dir():
-        raise ConfigError("output", config.output, "is a folder", "name a file in it")
+    for name, path in (("output", config.output), ("table", config.table)):
+        if path is not None and Path(path).is_dir():
+            raise ConfigError(name, path, "is a folder", "name a file in it")
     device = instantiate(config.device)
     run = load_run(config.checkpoint, config.which)
     _fits(config, run)
@@ -74,10 +75,11 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     if table:
         print(table)
     if config.output is not None:
-        try:
+        with writing("output", config.output):
             write_atomic(config.output, json.dumps(result, indent=2) + "\n")
-        except OSError as error:
-            raise UserError(f"output={config.output}: cannot be written ({error.strerror})") from error
+    if config.table is not None:
+        with writing("table", config.table):
+            add_row(config.table, {k: v for k, v in _flat(about | numbers) if not isinstance(v, list)})
     return result
 
 

@@ -4,7 +4,7 @@ Pieces of a held-out split come in: the beginning of each is a prompt, and the r
 goes on from the same beginnings, with any settings of sampling, for as many tokens. Plain numbers go out, each with the one
 of the real text beside it, for none of them is better the higher, or the lower, it is: greedy text is likelier and says
 less than people do, and text drawn at a high temperature the reverse (Holtzman et al., "The Curious Case of Neural Text
-Degeneration", 2020). All are sums over texts, so that intervals come from drawing the texts anew (intervals.py).
+Degeneration", 2020). Intervals come from drawing the texts anew, or leaving out each in turn (intervals.py).
 
 There is no single figure of the distance from real text. Those that are well founded, such as MAUVE (Pillutla et al., 2021),
 compare texts as a large model that has read very much sees them, which this project does not have; one of words alone
@@ -28,7 +28,7 @@ from gpt2x.config.option import ConfigError, show
 from gpt2x.data.text import TextCorpus
 from gpt2x.errors import UserError
 from gpt2x.evaluation.intervals import bootstrap as resampled
-from gpt2x.evaluation.intervals import interval
+from gpt2x.evaluation.intervals import interval, jackknife
 from gpt2x.evaluation.output import table, writing
 from gpt2x.evaluation.perplexity import token_losses
 from gpt2x.files import write_atomic
@@ -49,6 +49,7 @@ MEASURES = {  # each figure, and its name in a table
     "judge_bpb": "judge's bpb",
     "words": "words",
 }
+_LABEL, _CELL = 27, 11  # characters, so that what runs print one after the other stands in the same columns
 _REPEATED = 4  # words in a row: rep-4
 _PIECE = 1 << 20  # tokens of the training text searched at once
 _UNIT = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*|\d+|[^\w\s]|_")  # a word, a number, or a sign
@@ -133,7 +134,8 @@ class Samples:
         unset = asdict(SamplingConfig()) | {"max_new_tokens": result["sampling"]["max_new_tokens"]}
         given = [f"{k}={show(v)}" for k, v in result["sampling"].items() if k in shown or v != unset[k]]
         measures = [name for name in MEASURES if name in result["generated"]]
-        rows = [[f"{result['texts']} texts of {unset['max_new_tokens']} tokens", *(MEASURES[name] for name in measures)]]
+        head = f"{result['texts']} texts of {unset['max_new_tokens']} tokens"
+        rows = [[head.ljust(_LABEL), *(MEASURES[name].rjust(_CELL) for name in measures)]]
         for label, system in ((" ".join(given), "generated"), ("real text", "real")):
             rows.append([label, *(_short(result[system][name]) for name in measures)])
         return table(rows)
@@ -224,40 +226,55 @@ class Samples:
         for made, real in zip(made_NT, real_NT):
             texts = {"prompt": made[:P], "text": made[P:], "real": real[P:]}
             lines.append(json.dumps({name: self._text(tokens) for name, tokens in texts.items()}, ensure_ascii=False) + "\n")
-        with writing("predictions", self.predictions):
+        with writing("evaluation.predictions", self.predictions):
             write_atomic(self.predictions, "".join(lines))
 
 
 def report(
     sums: dict[str, tuple[np.ndarray, np.ndarray]], texts: Sequence[Sequence[str]], *, bootstrap: int = 1000, seed: int = 1
 ) -> dict[str, dict[str, float | None]]:
-    """The figures of N texts: {"value", "low", "high"} of each of MEASURES that there is, from `bootstrap` resamples.
+    """The figures of N texts: {"value", "low", "high"} of each of MEASURES that there is, with intervals from `bootstrap`
+    resamples of the texts, but for variety.
 
     `sums` holds the parts (N,) and (N,) of each figure that is a ratio of sums ("perplexity": nats and tokens, of whose
     ratio it is the exponential); `texts` are the words of each text, for the others.
     """
-    grams = {n: [_ngrams(text, n) for text in texts] for n in (1, 2, _REPEATED)}
-    sums = sums | {"repeated": (_each(grams[_REPEATED], lambda runs: len(runs) - len(set(runs))), _each(grams[_REPEATED], len))}
-    variety = {f"distinct_{n}": (_patterns(grams[n]), _each(grams[n], len)) for n in (1, 2)}
-    names = [name for name in MEASURES if name in sums or name in variety]
+    runs = [_ngrams(text, _REPEATED) for text in texts]
+    sums = sums | {"repeated": (_each(runs, lambda text: len(text) - len(set(text))), _each(runs, len))}
+    names = list(sums)
 
-    def statistics(counts_BN: np.ndarray) -> np.ndarray:
-        columns = []
-        for name in names:
-            if name in sums:
-                parts, whole = (counts_BN @ part for part in sums[name])
-            else:
-                (texts_NP, weights_P), totals = variety[name]
-                parts, whole = ((counts_BN.astype(np.float32) @ texts_NP) > 0) @ weights_P, counts_BN @ totals
-            with np.errstate(invalid="ignore"):  # 0 / 0 is what is not defined
-                columns.append(parts / whole)
-        return np.column_stack(columns)
+    def ratios(counts_BN: np.ndarray) -> np.ndarray:
+        with np.errstate(invalid="ignore"):  # 0 / 0 is what is not defined
+            return np.column_stack([(counts_BN @ part) / (counts_BN @ whole) for part, whole in sums.values()])
 
-    values = statistics(np.ones((1, len(texts))))[0]
     draws = np.empty((0, len(names)))
     if bootstrap:
-        draws = resampled(statistics, np.zeros(len(texts), dtype=int), samples=bootstrap, seed=seed)
-    return {name: _score(name, value, draws[:, i]) for i, (name, value) in enumerate(zip(names, values.tolist()))}
+        draws = resampled(ratios, np.zeros(len(texts), dtype=int), samples=bootstrap, seed=seed)
+    found = {}
+    for i, (name, value) in enumerate(zip(names, ratios(np.ones((1, len(texts))))[0].tolist())):
+        upper = math.inf if name in ("perplexity", "judge_bpb", "words") else 1.0
+        found[name] = _score(value, interval(value, draws[:, i], upper=upper))
+    found["perplexity"] = {
+        end: None if nats is None else math.exp(min(nats, 700.0)) for end, nats in found["perplexity"].items()
+    }
+    for n in (1, 2):
+        found[f"distinct_{n}"] = _score(*variety([_ngrams(text, n) for text in texts]))
+    return {name: found[name] for name in MEASURES if name in found}
+
+
+def variety(texts: Sequence[Sequence[Any]]) -> tuple[float, tuple[float, float] | tuple[None, None]]:
+    """The number of different things in all texts by the number of things, NaN without any, and its 95 % interval.
+
+    The jackknife's, not the bootstrap's: that draws some texts twice, which bring nothing new, and others not at all, which
+    made the intervals of a simulation more than twice too wide.
+    """
+    owners = Counter(thing for text in texts for thing in set(text))
+    own = _each(texts, lambda text: sum(owners[thing] == 1 for thing in set(text)))  # what no other text has
+    lengths = _each(texts, len)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        value = float(np.float64(len(owners)) / lengths.sum())
+        without = (len(owners) - own) / (lengths.sum() - lengths)
+    return value, jackknife(value, without)
 
 
 def words(text: str, start: int = 0) -> list[str]:
@@ -311,33 +328,14 @@ def _ngrams(text: Sequence[str], n: int) -> list[tuple[str, ...]]:
     return list(zip(*(text[i:] for i in range(n))))
 
 
-def _patterns(grams: list[list[tuple[str, ...]]]) -> tuple[np.ndarray, np.ndarray]:
-    """Which texts have an n-gram, for all n-grams: each pattern that there is, (N, P) of 0 and 1, and how many have it, (P,).
-
-    A resample has as many different n-grams as the patterns have of which it has a text; most are those of one text alone.
-    """
-    where: dict[tuple[str, ...], list[int]] = {}
-    for i, text in enumerate(grams):
-        for gram in set(text):
-            where.setdefault(gram, []).append(i)
-    patterns = Counter(map(tuple, where.values()))
-    texts_NP = np.zeros((len(grams), len(patterns)), dtype=np.float32)
-    for p, pattern in enumerate(patterns):
-        texts_NP[list(pattern), p] = 1
-    return texts_NP, np.array(list(patterns.values()), dtype=float)
-
-
 def _each(rows: Sequence, value: Callable[[Any], float]) -> np.ndarray:
     return np.array([value(row) for row in rows], dtype=float)
 
 
-def _score(name: str, value: float, draws: np.ndarray) -> dict[str, float | None]:
+def _score(value: float, ends: tuple[float | None, float | None]) -> dict[str, float | None]:
     if math.isnan(value):
         return {"value": None, "low": None, "high": None}
-    low, high = interval(value, draws, upper=math.inf if name in ("perplexity", "judge_bpb", "words") else 1.0)
-    if name == "perplexity":
-        value, low, high = (None if nats is None else math.exp(min(nats, 700.0)) for nats in (value, low, high))
-    return {"value": value, "low": low, "high": high}
+    return {"value": value, "low": ends[0], "high": ends[1]}
 
 
 def _short(score: dict[str, float | None]) -> str:
