@@ -60,17 +60,27 @@ def add_row(path: str, row: dict[str, object]) -> None:
     folder, name = Path(path).parent, Path(path).name
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / f".{name}.lock"):
-        rows: list[dict] = []
-        columns: list[str] = []
-        if Path(path).exists():
-            with open(path, encoding="utf-8", newline="") as file:
-                reader = csv.DictReader(file)
-                columns = list(reader.fieldnames or [])
-                rows = list(reader)
-        if columns and next(iter(row)) not in columns:
-            raise UserError(f"{path}: this is another table, without a column {next(iter(row))!r}; name another file")
+        columns, rows = read_rows(path, next(iter(row)))
         text = io.StringIO()
         writer = csv.DictWriter(text, [*columns, *(name for name in row if name not in columns)], lineterminator="\n")
         writer.writeheader()
         writer.writerows([*rows, row])
         write_atomic(path, text.getvalue())
+
+
+def read_rows(path: str, first: str) -> tuple[list[str], list[dict[str, str]]]:
+    """The columns and the rows of a CSV file; none of a file that is not there, or empty.
+
+    Raises UserError if it is another file than one that add_row writes: one without the column `first`.
+    """
+    if not Path(path).exists():
+        return [], []
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            reader = csv.DictReader(file, strict=True)
+            rows, columns = list(reader), list(reader.fieldnames or [])
+    except (csv.Error, UnicodeDecodeError):
+        columns = [""]
+    if columns and first not in columns:
+        raise UserError(f"{path}: this is no table of evaluations, which has a column {first!r}; name another file")
+    return columns, rows

@@ -15,7 +15,7 @@ from gpt2x.config.schema import KINDS, EvaluateConfig
 from gpt2x.data.config import SPLITS
 from gpt2x.device import Device
 from gpt2x.evaluation.config import ClassificationConfig, RougeConfig, SamplesConfig
-from gpt2x.evaluation.output import add_row, writing
+from gpt2x.evaluation.output import add_row, read_rows, writing
 from gpt2x.files import write_atomic
 from gpt2x.generation.config import SamplingConfig
 from gpt2x.generation.generator import TextGenerator
@@ -41,6 +41,9 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     for name, path in (("output", config.output), ("table", config.table)):
         if path is not None and Path(path).is_dir():
             raise ConfigError(name, path, "is a folder", "name a file in it")
+    if config.table is not None:
+        with writing("table", config.table):
+            read_rows(config.table, "checkpoint")  # what is wrong with it is told before the work, not after
     device = instantiate(config.device)
     run = load_run(config.checkpoint, config.which)
     _fits(config, run)

@@ -27,8 +27,8 @@ from gpt2x.generation.decoding import decode
 from gpt2x.tokenizer.char import CharTokenizer
 
 STORY = "The fox ran home. A red fox saw the moon, and the moon saw it. Sun rose; the fox slept well, and ran on. " * 20
-TOKENIZER = CharTokenizer.from_corpus([STORY])
 HELD_OUT = "The red moon rose. It saw a fox run on, and the sun slept. " * 8
+TOKENIZER = CharTokenizer.from_corpus([STORY, HELD_OUT])
 CONTEXT = 24
 
 MODEL = far_from_linear(gpt(vocab_size=TOKENIZER.vocab_size, context_length=CONTEXT, n_layer=2)).eval()
@@ -212,7 +212,7 @@ class Corpus:
 def make(*, model=MODEL, tokenizer=TOKENIZER, judges=None, sampling=None, **changes) -> Samples:
     config = SamplesConfig(**({"texts": 6, "prompt_tokens": 7, "bootstrap": 50} | changes))
     options = {name: value for name, value in vars(config).items() if name != "_target_"}
-    sampling = SamplingConfig(**({"max_new_tokens": 40} | (sampling or {})))
+    sampling = SamplingConfig(**({"max_new_tokens": 40, "banned": ["<|endoftext|>"]} | (sampling or {})))
     load = (judges or {}).__getitem__
     return Samples(model, tokenizer, autocast=contextlib.nullcontext, sampling=sampling, load_judge=load, **options)
 
@@ -238,7 +238,7 @@ def test_texts_begin_in_the_split_and_the_real_ones_go_on_there(tmp_path):
 
 def test_the_figures_are_those_of_the_texts(tmp_path):
     result, texts = made(tmp_path)
-    spelled = {word for word in re.findall("[a-z]+", STORY.lower())}
+    spelled = set(re.findall("[a-z]+", STORY.lower()))
     for name, key, other in (("generated", "text", "real"), ("real", "real", "text")):
         got = {measure: score["value"] for measure, score in result[name].items()}
         found = [words(text["prompt"] + text[key], 7) for text in texts]
@@ -264,9 +264,10 @@ def test_a_text_is_what_its_prompt_and_seed_give_alone_whatever_the_batch(tmp_pa
         assert others == texts
         for name in ("generated", "real"):
             for measure, score in first[name].items():
-                assert again[name][measure] == pytest.approx(score, rel=1e-4)
+                for end, value in score.items():
+                    assert again[name][measure][end] == (None if value is None else pytest.approx(value, rel=1e-4))
     seed = int(np.random.SeedSequence([1, 2]).generate_state(1)[0])
-    controls = Controls.from_config(SamplingConfig(**sampling), TOKENIZER)
+    controls = Controls.from_config(SamplingConfig(**sampling, banned=["<|endoftext|>"]), TOKENIZER)
     *_, rows = decode(MODEL, [TOKENIZER.encode(texts[2]["prompt"]).tolist()], controls=controls, max_new_tokens=40, seed=seed)
     assert TOKENIZER.decode(rows[0].history.new) == texts[2]["text"]
 
@@ -294,9 +295,6 @@ def test_a_model_that_repeats_its_training_text_copies_all_of_it():
         def parameters(self):
             yield torch.zeros(1)
 
-        def new_cache(self, batch_size, capacity):
-            raise AssertionError
-
         def hidden(self, tokens_BT):
             rows = [TOKENIZER.decode(row.tolist()) for row in tokens_BT]
             following = [
@@ -308,7 +306,7 @@ def test_a_model_that_repeats_its_training_text_copies_all_of_it():
             return 50 * torch.nn.functional.one_hot(hidden[..., 0].long(), TOKENIZER.vocab_size).float()
 
     corpus = Corpus(val=STORY[:800])
-    parrot = make(model=Parrot(), sampling={"temperature": 0.0})
+    parrot = make(model=Parrot(), span=7, sampling={"temperature": 0.0})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(samples, "decode", lambda *args, **options: decode(*args, cache=False, **options))
         got = parrot.evaluate(corpus, "val")["generated"]
@@ -316,9 +314,20 @@ def test_a_model_that_repeats_its_training_text_copies_all_of_it():
     assert got["perplexity"]["value"] == pytest.approx(1.0)
 
 
+def test_ends_of_documents_that_the_model_makes_are_gone_past(tmp_path):
+    bias = {"<|endoftext|>": 4.0}
+    result, texts = made(
+        tmp_path, judges={"self": (MODEL, TOKENIZER)}, judge="self", sampling={"banned": [], "logit_bias": bias}
+    )
+    ends = [text["text"].count("\n\n") for text in texts]
+    assert sum(ends) > 6
+    assert [len(text["text"]) for text in texts] == [40 + n for n in ends]  # two characters for one token
+    assert result["generated"]["judge_bpb"]["value"] > math.log2(result["generated"]["perplexity"]["value"])  # of fewer bytes
+
+
 def test_beam_search(tmp_path):
     _, texts = made(tmp_path, sampling={"temperature": 0.0, "beams": 3, "max_new_tokens": 20})
-    result, greedy = made(tmp_path, sampling={"temperature": 0.0, "max_new_tokens": 20})
+    _, greedy = made(tmp_path, sampling={"temperature": 0.0, "max_new_tokens": 20})
     assert [text["prompt"] for text in texts] == [text["prompt"] for text in greedy]
     assert {len(text["text"]) for text in texts} == {20}
 
@@ -355,7 +364,7 @@ def test_the_model_as_its_own_judge_finds_its_perplexity_again():
 
 
 def test_a_judge_with_another_tokenizer_sees_the_same_text():
-    wider = CharTokenizer.from_corpus([STORY, "ABCDEXYZ"])
+    wider = CharTokenizer.from_corpus([STORY, HELD_OUT, "BCDEXYZ"])
     other = far_from_linear(gpt(vocab_size=wider.vocab_size, context_length=50, n_layer=1)).eval()
     result = make(judges={"other": (other, wider)}, judge="other").evaluate(Corpus(), "val")
     real = [HELD_OUT[start : start + 47] for start in np.arange(6) * (len(HELD_OUT) - 47) // 5]
@@ -394,11 +403,12 @@ def test_too_little_text_is_told_with_what_there_is_room_for():
 
 
 def test_what_is_told_are_two_lines_in_the_same_columns_whatever_the_settings():
-    one = make(sampling={"temperature": 0.3}, judges={"self": (MODEL, TOKENIZER)}, judge="self")
+    one = make(sampling={"temperature": 0.9}, judges={"self": (MODEL, TOKENIZER)}, judge="self")
     two = make(sampling={"top_k": 5, "min_p": 0.1}, bootstrap=0)
     told = [evaluation.describe(evaluation.evaluate(Corpus(), "val")).splitlines() for evaluation in (one, two)]
-    assert [line[: line.index("  ")] for line in told[0]] == ["6 texts of 40 tokens", "temperature=0.3 top_k=null", "real text"]
-    assert told[1][1].startswith("temperature=1.0 top_k=5 min_p=0.1")
+    labels = ["6 texts of 40 tokens", "banned=[<|endoftext|>] temperature=0.9 top_k=null", "real text"]
+    assert [line[: line.index("  ")] for line in told[0]] == labels
+    assert told[1][1].startswith("banned=[<|endoftext|>] temperature=1.0 top_k=5 min_p=0.1")
     assert told[0][0].split("  ")[-1] == "words"
     assert "judge's bpb" in told[0][0]
     assert "judge's bpb" not in told[1][0]
