@@ -380,7 +380,7 @@ class EvaluateConfig(TrainedModelConfig):
     paths: PathsConfig = field(default_factory=PathsConfig)
     evaluation: Any = None
     data: Any | None = None  # null: the run's own
-    sampling: Any = None  # of evaluation=samples, and of no other
+    sampling: Any = field(default_factory=SamplingConfig)  # of evaluation=samples, and of no other
 
     def check(self) -> None:
         super().check()
