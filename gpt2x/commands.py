@@ -88,12 +88,16 @@ evaluate = Command(
         "which",
         "split",
         "output",
+        "table",
         "generation.weights",
         "evaluation.mode",
         "evaluation.stride",
         "evaluation.context_length",
         "evaluation.batch_size",
         "evaluation.against_fp32",
+        "sampling.temperature",
+        "sampling.top_k",
+        "sampling.max_new_tokens",
         "device.threads",
     ),
     examples=(
@@ -101,10 +105,10 @@ evaluate = Command(
         "checkpoint=RUN evaluation.mode=strided            all of it in a row, in windows that overlap by half",
         "checkpoint=RUN data=shakespeare                   on another text",
         "checkpoint=RUN data=text data.path=notes.txt data.val_fraction=0 split=train   all of your own text",
-        "checkpoint=RUN output=perplexity.json             also as JSON",
         "checkpoint=RUN evaluation=classification split=test          a classifier, beside a logistic regression",
         "checkpoint=RUN evaluation=rouge evaluation.max_new_tokens=40   answers beside their references",
         "checkpoint=RUN generation.weights=int8 evaluation.against_fp32=true            what int8 costs",
+        "-m checkpoint=RUN evaluation=samples sampling.temperature=0.5,0.8,1.1 table=samples.csv   texts beside real ones",
     ),
 )
 

@@ -27,6 +27,8 @@ def needed(group: str, choice: str, root: str = "train") -> list[str]:
         target = yaml.safe_load((CONFIG_DIR / "data" / f"{choice}.yaml").read_text())["_target_"]
         kind = next(cls.kind for cls in GROUPS["data"] if cls._target_ == target)
         return [*more, f"task={_TASKS[kind]}"]
+    if group == "sampling" and root == "evaluate":  # no other evaluation draws anything
+        return [*more, "evaluation=samples"]
     if group == "model" and root == "benchmark":  # whatever its context
         return [*more, "suite.new_tokens=2"]
     return more

@@ -84,6 +84,8 @@ def test_a_command_of_the_readme(line, runs, tmp_path, monkeypatch, capsys, requ
         arguments = [a.replace("trainer.max_steps=1000", "trainer.max_steps=4") for a in arguments]
     else:
         arguments += SMALL[command]
+        if "evaluation=samples" in arguments:
+            arguments += ["evaluation.texts=3", "sampling.max_new_tokens=5"]
     assert getattr(commands, command.removeprefix("gpt2x-"))(arguments) == 0
     output = capsys.readouterr().out
     if "output=predictions.csv" in arguments:
@@ -94,6 +96,8 @@ def test_a_command_of_the_readme(line, runs, tmp_path, monkeypatch, capsys, requ
         assert "TF-IDF + logistic regression" in output
     elif "evaluation=rouge" in arguments:
         assert "ROUGE-L" in output
+    elif "evaluation=samples" in arguments:
+        assert output.count("\nreal text ") == output.count("\ntemperature=") + output.startswith("temperature=")
     elif command == "gpt2x-export":
         assert output.startswith("wrote ")
     elif "ANSWERING" in line:

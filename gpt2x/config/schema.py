@@ -16,7 +16,7 @@ from gpt2x.benchmark.config import FinetuneSuiteConfig, GenerateSuiteConfig
 from gpt2x.config.option import ConfigError, option
 from gpt2x.data.config import SPLITS, InstructionsConfig, TableConfig, TextConfig
 from gpt2x.device import DeviceConfig
-from gpt2x.evaluation.config import ClassificationConfig, PerplexityConfig, RougeConfig
+from gpt2x.evaluation.config import ClassificationConfig, PerplexityConfig, RougeConfig, SamplesConfig
 from gpt2x.generation.config import GenerationConfig, SamplingConfig, WeightsConfig
 from gpt2x.model.config import GPTConfig
 from gpt2x.sweep.config import GridConfig, OptunaConfig, PairedConfig
@@ -54,7 +54,7 @@ GROUPS: dict[str, tuple[type, ...]] = {
     "device": (DeviceConfig,),
     "logger": (WandbConfig, NoLoggerConfig),
     "sampling": (SamplingConfig,),
-    "evaluation": (PerplexityConfig, ClassificationConfig, RougeConfig),
+    "evaluation": (PerplexityConfig, ClassificationConfig, RougeConfig, SamplesConfig),
     "sweep": (GridConfig, PairedConfig, OptunaConfig),
     "suite": (GenerateSuiteConfig, FinetuneSuiteConfig),
 }
@@ -380,12 +380,21 @@ class EvaluateConfig(TrainedModelConfig):
 
     split: str = option("val", "which part of the text to evaluate on", choices=SPLITS)
     output: str | None = option(None, "a JSON file to write the result to; null: it is only printed", verbatim=True)
+    table: str | None = option(
+        None, "a CSV file that gets one row more, so that all runs of -m end in one table; null: none", verbatim=True
+    )
     paths: PathsConfig = field(default_factory=PathsConfig)
     evaluation: Any = None
     data: Any | None = None  # null: the run's own
+    sampling: Any = field(default_factory=SamplingConfig)  # of evaluation=samples, and of no other
 
     def check(self) -> None:
         super().check()
+        if isinstance(self.evaluation, SamplesConfig):
+            self._check_samples()
+        else:
+            problem = "is for evaluation=samples, which generates texts; others draw nothing from a distribution"
+            self._refuse_sampling(tuple(vars(SamplingConfig())), problem, "leave it out")
         reduced = self.generation.weights != "fp32" or self.device.precision != "fp32"
         if getattr(self.evaluation, "against_fp32", False) and not reduced:
             raise ConfigError(
@@ -394,6 +403,21 @@ class EvaluateConfig(TrainedModelConfig):
                 "everything is computed in fp32 already, so there is nothing to compare",
                 "use it with generation.weights=int8, generation.weights=bf16 or device.precision=bf16",
             )
+
+    def _check_samples(self) -> None:
+        """Texts are of one length, one of each beginning, and begin with the text that the run knows."""
+        if self.data is not None:
+            problem = "texts begin with the run's own text, and are compared with it"
+            raise ConfigError("data", self.data.name, problem, "leave it out; split=... chooses the part")
+        problem = "evaluation=samples measures texts of one length, one of each beginning"
+        remedy = "evaluation.texts says how many, and sampling.max_new_tokens how long"
+        self._refuse_sampling(("samples", "stop", "top_logprobs"), problem, remedy)
+
+    def _refuse_sampling(self, names: tuple[str, ...], problem: str, remedy: str) -> None:
+        unset = SamplingConfig()
+        for name in names:
+            if (value := getattr(self.sampling, name)) != getattr(unset, name):
+                raise ConfigError(f"sampling.{name}", value, problem, remedy)
 
 
 @dataclass(kw_only=True)

@@ -87,10 +87,10 @@ class Classification:
             difference = accuracy_difference(truth, probabilities, guessed, bootstrap=self.bootstrap)
             result["baseline"] = report(truth, guessed, **settings) | {"accuracy_difference": difference}
         if self.predictions is not None:
-            with writing("predictions", self.predictions):
+            with writing("evaluation.predictions", self.predictions):
                 write_atomic(self.predictions, predictions(texts, truth, probabilities, corpus.labels))
         if self.plot is not None:
-            with writing("plot", self.plot):
+            with writing("evaluation.plot", self.plot):
                 plot_classification(result, self.plot)
         return result
 

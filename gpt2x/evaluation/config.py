@@ -83,6 +83,41 @@ class RougeConfig:
         _check_files(predictions=self.predictions)
 
 
+@dataclass(kw_only=True)
+class SamplesConfig:
+    """How good generated texts are: spelling, repetition, variety, copying and perplexity, beside those of real text.
+
+    Each text goes on from the beginning of a piece of the run's own held-out text, past the end of a document, too, as the
+    real text does; all have the same length, sampling.max_new_tokens.
+    """
+
+    data_kind: ClassVar[str] = "text"
+    _target_: str = "gpt2x.evaluation.samples.Samples"
+    texts: int = option(64, "texts to make, each from another place of the split", minimum=2)
+    prompt_tokens: int = option(32, "tokens of real text that each one begins with, which are not measured", minimum=1)
+    seed: int = option(1, "the same seed gives the same texts", minimum=0, maximum=2**32 - 1)
+    span: int = option(8, "tokens in a row that count as copied where the training text has them", minimum=1)
+    judge: str | None = option(
+        None,
+        "another run, better or larger, that tells how likely it finds the texts, in bits per byte; null: none",
+        verbatim=True,
+    )
+    batch_size: int = option(16, "texts that are made at the same time; the result does not depend on it", minimum=1)
+    bootstrap: int = option(
+        1000, "times that the texts are drawn anew for the intervals; 0: only those of variety, which need none", minimum=0
+    )
+    predictions: str | None = option(
+        None, "a JSON lines file for each text, what it began with, and how the real one goes on; null: none", verbatim=True
+    )
+
+    def check_available(self) -> None:
+        _check_files(predictions=self.predictions)
+        if self.judge is not None and not os.path.isfile(os.path.join(self.judge, "config.yaml")):
+            raise ConfigError(
+                "judge", self.judge, "not the folder of a run (it has no config.yaml)", "runs lie under outputs/runs"
+            )
+
+
 def _check_files(**files: str | None) -> None:
     for name, path in files.items():
         if path is not None and os.path.isdir(path):

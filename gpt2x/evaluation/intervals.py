@@ -2,7 +2,8 @@
 
 A share of independent trials has Wilson's interval (Wilson, 1927). What is no share of trials gets one from the bootstrap
 (Efron, 1979): the rows of a split are drawn anew many times, with replacement, and the number is computed each time. A
-number of resamples is computed at once, from how often each row was drawn.
+number of resamples is computed at once, from how often each row was drawn. Where a row that is drawn twice counts for less
+than two rows, as where different things are counted, the jackknife (Tukey, 1958) leaves out each row in turn.
 """
 
 from __future__ import annotations
@@ -60,3 +61,14 @@ def interval(
         return None, None
     low, high = np.quantile(resampled, [0.025, 0.975]) + (estimate - resampled.mean())
     return float(min(estimate, max(lower, low))), float(max(estimate, min(upper, high)))  # rounding may not cut it off
+
+
+def jackknife(estimate: float, without: np.ndarray) -> tuple[float, float] | tuple[None, None]:
+    """The 95 % interval of a share, within 0 and 1, from what it is without each of the N rows in turn: (N,).
+
+    None where it is not defined without some row (NaN).
+    """
+    half = _Z * math.sqrt((len(without) - 1) / len(without) * float(((without - without.mean()) ** 2).sum()))
+    if math.isnan(half):
+        return None, None
+    return max(0.0, estimate - half), min(1.0, estimate + half)

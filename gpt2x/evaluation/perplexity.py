@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -149,6 +149,42 @@ class Perplexity:
                 sums.agreed += int((logits_NV.argmax(-1) == exact_NV.argmax(-1)).sum())
                 p, q = exact_NV.double().log_softmax(-1), logits_NV.double().log_softmax(-1)
                 sums.kl += F.kl_div(q, p, reduction="sum", log_target=True).item()
+
+
+@torch.inference_mode()
+def token_losses(
+    model: GPT,
+    rows: Sequence[np.ndarray],
+    *,
+    batch_size: int,
+    autocast: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
+) -> list[np.ndarray]:
+    """The loss in nats of each token but the first of each row (T,) of token ids: (T - 1,) for each row.
+
+    A row that is longer than the model's context is read through windows that overlap by half, as in Perplexity.
+    Raises UserError if a loss is not finite.
+    """
+    lengths = np.array([len(row) for row in rows])
+    ends = np.cumsum(lengths) - 1
+    row = Row(np.concatenate(rows), ends - lengths + 1, ends)
+    windows = row.windows(model.context_length, max(1, model.context_length // 2))
+    windows = windows[np.argsort(windows[:, 0] - windows[:, 2], kind="stable")]  # in the order in which they come below
+    losses = []
+    device = next(model.parameters()).device
+    for inputs, counted, targets in row.batches(windows, batch_size):
+        with autocast():
+            states_NC = model.hidden(inputs.to(device))[counted.to(device)]
+        for start in range(0, len(targets), _ROWS):
+            part = slice(start, start + _ROWS)
+            with autocast():
+                logits_NV = model.logits(states_NC[part]).float()
+            losses.append(F.cross_entropy(logits_NV, targets[part].to(device), reduction="none").double().cpu().numpy())
+    nats = np.empty(len(row.tokens))
+    nats[np.concatenate([np.arange(first, end) for _, first, end in windows])] = np.concatenate(losses)
+    found = [nats[begin:end] for begin, end in zip(row.begins, row.ends)]
+    if not all(np.isfinite(values).all() for values in found):
+        raise UserError("a loss is not finite: this checkpoint's weights are no good; choose another by which=STEP")
+    return found
 
 
 @dataclass

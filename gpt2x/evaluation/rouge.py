@@ -80,7 +80,7 @@ class Rouge:
                 )
                 for i, (prompt, answer, finish, outputs) in enumerate(zip(prompts, answers, finishes, references, strict=True))
             ]
-            with writing("predictions", self.predictions):
+            with writing("evaluation.predictions", self.predictions):
                 write_atomic(self.predictions, "".join(line + "\n" for line in lines))
         return {"evaluation": "rouge"} | settings | numbers
 

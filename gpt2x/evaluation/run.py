@@ -14,13 +14,14 @@ from gpt2x.config.option import ConfigError, show
 from gpt2x.config.schema import KINDS, EvaluateConfig
 from gpt2x.data.config import SPLITS
 from gpt2x.device import Device
-from gpt2x.errors import UserError
-from gpt2x.evaluation.config import ClassificationConfig, RougeConfig
+from gpt2x.evaluation.config import ClassificationConfig, RougeConfig, SamplesConfig
+from gpt2x.evaluation.output import add_row, read_rows, writing
 from gpt2x.files import write_atomic
 from gpt2x.generation.config import SamplingConfig
 from gpt2x.generation.generator import TextGenerator
 from gpt2x.model.gpt import GPT
 from gpt2x.model.prepared import ready
+from gpt2x.tokenizer.base import Tokenizer
 from gpt2x.training.load import LoadedRun, load_run
 from gpt2x.training.run_folder import versions
 
@@ -31,19 +32,25 @@ log = logging.getLogger(__name__)
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
-    """Print the result of `config.evaluation`, write it to `config.output` and return it.
+    """Print the result of `config.evaluation`, write it to `config.output`, add it to `config.table` and return it.
 
     An evaluation is made of what it asks of the model (see `_asked`). Its `evaluate(corpus, split)` gives the numbers, and
-    `describe(numbers)`, where it has one, a table of them. Raises UserError for what the user can mend.
+    `describe(numbers)`, where it has one, a table of them; where it is `compact`, nothing else is printed. Raises UserError
+    for what the user can mend.
     """
-    if config.output is not None and Path(config.output).is_dir():
-        raise ConfigError("output", config.output, "is a folder", "name a file in it")
+    for name, path in (("output", config.output), ("table", config.table)):
+        if path is not None and Path(path).is_dir():
+            raise ConfigError(name, path, "is a folder", "name a file in it")
+    if config.table is not None:
+        with writing("table", config.table):
+            read_rows(config.table, "checkpoint")  # what is wrong with it is told before the work, not after
     device = instantiate(config.device)
     run = load_run(config.checkpoint, config.which)
     _fits(config, run)
     corpus = _corpus(config, run)
     weights, precision = config.generation.weights, config.device.precision
-    if (weights, precision) == ("fp32", "fp32"):  # as in training, so that the numbers are the same
+    generates = isinstance(config.evaluation, SamplesConfig)
+    if (weights, precision) == ("fp32", "fp32") and not generates:  # as in training, so that the numbers are the same
         run.model.to(device.torch_device)
         autocast = device.autocast
     else:
@@ -62,17 +69,20 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     }
     result = about | numbers | {"versions": versions()}
     table = evaluation.describe(numbers) if hasattr(evaluation, "describe") else None
-    rows = _flat(about if table else about | numbers)
-    width = max(len(name) for name, _ in rows)
-    for name, value in rows:
-        print(f"{name:<{width}}  {_shown(value)}")
+    if not getattr(evaluation, "compact", False):
+        rows = _flat(about if table else about | numbers)
+        width = max(len(name) for name, _ in rows)
+        for name, value in rows:
+            print(f"{name:<{width}}  {_shown(value)}")
+        print("\n" * bool(table), end="")
     if table:
-        print(f"\n{table}")
+        print(table)
     if config.output is not None:
-        try:
+        with writing("output", config.output):
             write_atomic(config.output, json.dumps(result, indent=2) + "\n")
-        except OSError as error:
-            raise UserError(f"output={config.output}: cannot be written ({error.strerror})") from error
+    if config.table is not None:
+        with writing("table", config.table):
+            add_row(config.table, {k: v for k, v in _flat(about | numbers) if not isinstance(v, list)})
     return result
 
 
@@ -80,8 +90,9 @@ def _fits(config: EvaluateConfig, run: LoadedRun) -> None:
     """Raise ConfigError if the evaluation is none of this model, or none of these data."""
     kind, task = config.evaluation.data_kind, run.config.task.data_kind
     data = (config.data or run.config.data).kind
-    named = {"text": "perplexity", "table": "classification", "instructions": "rouge"}
-    if (task != kind and "table" in (task, kind)) or (task, kind) == ("text", "instructions"):
+    samples = isinstance(config.evaluation, SamplesConfig)
+    named = {"text": "samples" if samples else "perplexity", "table": "classification", "instructions": "rouge"}
+    if (task != kind and (samples or "table" in (task, kind))) or (task, kind) == ("text", "instructions"):
         what = {"text": "a language model", "table": "a classifier", "instructions": "tuned to instructions"}[task]
         problem = f"the model of checkpoint={config.checkpoint} is {what}"
         raise ConfigError("evaluation", named[kind], problem, f"use evaluation={named[task]}")
@@ -93,10 +104,14 @@ def _fits(config: EvaluateConfig, run: LoadedRun) -> None:
 def _asked(config: EvaluateConfig, run: LoadedRun, device: Device, autocast: Callable) -> tuple[tuple, dict[str, Any]]:
     """What the evaluation wants to know of the model: the arguments that it is made with.
 
-    Perplexity wants the model and its tokenizer, `autocast()`, the context to compute in, and `reference()`, the model in
-    fp32; the other two want to know what it predicts or answers.
+    Perplexity and samples want the model and its tokenizer, `autocast()`, the context to compute in, and the one
+    `reference()`, the model in fp32, the other the settings of sampling and `load_judge(path)`, which gives another model and
+    its tokenizer; the other two want to know what the model predicts or answers.
     """
     task = run.task
+    if isinstance(config.evaluation, SamplesConfig):
+        more = {"autocast": autocast, "sampling": config.sampling, "load_judge": functools.partial(_judge, device=device)}
+        return (run.model, run.tokenizer), more
     if isinstance(config.evaluation, ClassificationConfig):
 
         def predict(texts: Sequence[str]) -> np.ndarray:
@@ -121,6 +136,14 @@ def _asked(config: EvaluateConfig, run: LoadedRun, device: Device, autocast: Cal
         return load_run(config.checkpoint, str(run.checkpoint.step)).model.to(device.torch_device)
 
     return (run.model, run.tokenizer), {"autocast": autocast, "reference": reference}
+
+
+def _judge(path: str, device: Device) -> tuple[GPT, Tokenizer]:
+    """The model of another run that makes text, in fp32, and its tokenizer."""
+    run = load_run(path)
+    if run.config.task.data_kind == "table":
+        raise ConfigError("evaluation.judge", path, "is a classifier, which predicts no text", "name a run of task=lm")
+    return run.model.to(device.torch_device), run.tokenizer
 
 
 def _corpus(config: EvaluateConfig, run: LoadedRun) -> Any:

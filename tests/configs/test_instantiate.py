@@ -115,6 +115,9 @@ def make_evaluation(choice: str) -> None:
         evaluation = instantiate(config.evaluation, model, None, autocast=nullcontext, reference=lambda: model)
     elif choice == "rouge":
         evaluation = instantiate(config.evaluation, lambda prompts, sampling: [], "{} {}".format)
+    elif choice == "samples":
+        more = {"autocast": nullcontext, "sampling": config.sampling, "load_judge": None}
+        evaluation = instantiate(config.evaluation, None, CharTokenizer.from_corpus(["abc"]), **more)
     else:
         evaluation = instantiate(config.evaluation, lambda texts: [])
     assert callable(evaluation.evaluate)

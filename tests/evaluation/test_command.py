@@ -6,6 +6,7 @@ import copy
 import json
 import math
 
+import pandas
 import pytest
 import torch
 
@@ -214,3 +215,91 @@ def test_an_evaluation_changes_nothing_in_the_run(measure, run):
     measure("evaluation.mode=strided")
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
     assert all(torch.equal(weights[name], tensor) for name, tensor in load_run(run).model.state_dict().items())
+
+
+# Generated texts
+
+FEW = ["evaluation=samples", "evaluation.texts=4", "evaluation.prompt_tokens=5", "sampling.max_new_tokens=12"]
+
+
+def test_generated_texts_are_measured_beside_real_ones(measure, run, tmp_path):
+    code, out, err, result = measure(*FEW, "evaluation.judge=run", "evaluation.predictions=texts.jsonl", "sampling.top_k=3")
+    assert (code, err) == (0, "")
+    assert len(out.splitlines()) == 3
+    assert out.splitlines()[1].startswith("temperature=1.0 top_k=3")
+    assert (result["evaluation"], result["checkpoint"], result["split"], result["seed"]) == ("samples", "run", "val", 1)
+    assert result["sampling"]["top_k"] == 3
+    measures = {"known", "repeated", "distinct_1", "distinct_2", "copied", "perplexity", "judge_bpb", "words"}
+    assert result["generated"].keys() == result["real"].keys() == measures
+    for score in (*result["generated"].values(), *result["real"].values()):
+        assert score.keys() == {"value", "low", "high"}
+    texts = [json.loads(line) for line in (tmp_path / "texts.jsonl").read_text().splitlines()]
+    assert len(texts) == 4
+    text = (tmp_path / "text.txt").read_text()
+    assert all(line["prompt"] + line["real"] in text for line in texts)
+    assert measure(*FEW, "evaluation.judge=run", "sampling.top_k=3", "evaluation.batch_size=3")[1] == out
+
+
+def test_what_weights_of_int8_cost_in_these_figures(measure, kernels):
+    *_, plain = measure(*FEW)
+    *_, rounded = measure(*FEW, f"paths.cache={kernels}", "generation.weights=int8")
+    assert rounded["weights"] == "int8"
+    assert rounded["real"]["known"] == plain["real"]["known"]
+    for measured in ("generated", "real"):
+        assert rounded[measured]["perplexity"]["value"] == pytest.approx(plain[measured]["perplexity"]["value"], rel=0.2)
+
+
+def test_a_sweep_over_temperatures_ends_in_one_table(run, tmp_path, capsys):
+    sweep = ["sampling.temperature=0.3,1.2", "sampling.top_k=null,5", "table=table.csv"]
+    assert evaluate(["-m", "checkpoint=run", "device.threads=1", *FEW, *sweep]) == 0
+    assert capsys.readouterr().out.count("real text") == 4
+    table = pandas.read_csv(tmp_path / "table.csv")
+    assert table["sampling.temperature"].tolist() == [0.3, 0.3, 1.2, 1.2]
+    assert table["sampling.top_k"].isna().tolist() == [True, False] * 2
+    assert table["real.perplexity.value"].nunique() == 1
+    assert (table["generated.perplexity.value"][:2].max() < table["generated.perplexity.value"][2:]).iloc[0]
+    assert evaluate(["checkpoint=run", "device.threads=1", "table=table.csv"]) == 0  # another evaluation, in columns of its own
+    table = pandas.read_csv(tmp_path / "table.csv")
+    assert table["evaluation"].tolist() == ["samples"] * 4 + ["perplexity"]
+    assert table["perplexity"].count() == 1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "code", "message"),
+    [
+        (["sampling.temperature=0.5"], 2, "sampling.temperature=0.5: is for evaluation=samples, which generates texts"),
+        (["sampling=greedy"], 2, "sampling.temperature=0.0: is for evaluation=samples"),
+        ([*FEW, "data=storybook"], 2, "data=storybook: texts begin with the run's own text"),
+        ([*FEW, "sampling.samples=2"], 2, "sampling.samples=2: evaluation=samples measures texts of one length"),
+        ([*FEW, "sampling.stop=[x]"], 2, "sampling.stop=[x]: evaluation=samples measures texts of one length"),
+        ([*FEW, "sampling.top_logprobs=1"], 2, "sampling.top_logprobs=1: evaluation=samples"),
+        ([*FEW, "sampling.banned=[nonsense]"], 2, "nonsense: must be one token"),
+        ([*FEW, "evaluation.texts=1"], 2, "evaluation.texts=1: must be at least 2"),
+        ([*FEW, "evaluation.texts=4000"], 2, "evaluation.texts=4000: the "),
+        ([*FEW, "evaluation.judge=nowhere"], 2, "evaluation.judge=nowhere: not the folder of a run"),
+        ([*FEW, "evaluation.predictions=run"], 2, "evaluation.predictions=run: is a folder"),
+        ([*FEW, "table=run"], 2, "table=run: is a folder"),
+        ([*FEW, "table=text.txt"], 1, "text.txt: this is no table of evaluations"),
+    ],
+)
+def test_samples_that_cannot_be_made_are_named_with_a_remedy(measure, overrides, code, message):
+    got, _, err, result = measure(*overrides)
+    assert (got, result) == (code, None)
+    assert message in err
+    assert "Traceback" not in err
+
+
+def test_a_table_that_cannot_be_written_is_named(measure):
+    code, _, err, _ = measure("table=text.txt/x.csv")
+    assert (code, err) == (1, "gpt2x-evaluate: table=text.txt/x.csv: cannot be written (File exists)\n")
+
+
+@pytest.mark.parametrize(("kind", "named"), [("classifier", "classification"), ("instruct", "rouge")])
+def test_only_language_models_make_samples_and_no_classifier_judges_them(fine_tuning, measure, tmp_path, kind, named, capsys):
+    train(fine_tuning(kind, **{"trainer.max_steps": 2}), tmp_path / "tuned")
+    assert evaluate(["checkpoint=tuned", "device.threads=1", *FEW]) == 2
+    err = capsys.readouterr().err
+    assert "evaluation=samples: the model of checkpoint=tuned is" in err
+    assert f"use evaluation={named}" in err
+    code, _, err, _ = measure(*FEW, "evaluation.judge=tuned")
+    assert (code, "is a classifier, which predicts no text" in err) == ((2, True) if kind == "classifier" else (0, False))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gpt2x.evaluation import intervals
-from gpt2x.evaluation.intervals import bootstrap, interval, wilson
+from gpt2x.evaluation.intervals import bootstrap, interval, jackknife, wilson
 
 
 @pytest.mark.parametrize(
@@ -69,3 +71,15 @@ def test_what_resampling_adds_is_taken_off_and_limits_are_kept():
     assert interval(0.5, np.array([np.nan, 0.5, np.nan])) == (0.5, 0.5)
     assert interval(0.5, np.array([np.nan])) == (None, None)
     assert interval(0.5, np.array([])) == (None, None)
+
+
+def test_the_jackknife_of_a_mean_has_its_standard_error():
+    values = np.random.default_rng(0).random(50)
+    without = (values.sum() - values) / 49
+    half = 1.959964 * values.std(ddof=1) / math.sqrt(50)
+    assert jackknife(values.mean(), without) == pytest.approx((values.mean() - half, values.mean() + half), abs=1e-6)
+
+
+def test_the_jackknife_stays_within_0_and_1_and_is_not_defined_without_a_row_that_all_hangs_on():
+    assert jackknife(0.9, np.array([0.0, 1.0])) == (0.0, 1.0)
+    assert jackknife(0.5, np.array([0.5, np.nan])) == (None, None)
