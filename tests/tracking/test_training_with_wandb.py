@@ -72,7 +72,8 @@ def test_an_offline_run_holds_every_row_and_the_resolved_configuration(train, en
         env=environment, capture_output=True, text=True, check=True,
     )  # fmt: skip
     expected = yaml.safe_load((run / "config.yaml").read_text())
-    assert expected["sampling"].pop("logit_bias") == {}  # wandb keeps no empty mapping
+    for empty in (expected["sampling"].pop("logit_bias"), expected["sweep"].pop("params")):
+        assert empty == {}  # wandb keeps no empty mapping
     assert json.loads(summary.stdout)["config"] == expected
 
 
@@ -97,6 +98,14 @@ def test_the_jobs_of_a_multirun_are_runs_of_one_group(train, wandb_server):
     assert len({run["group"] for run in runs}) == 1
     assert {wandb_server.config_of(run)["seed"] for run in runs} == {1, 2}
     assert {run["state"] for run in runs} == {"finished"}
+
+
+def test_the_jobs_of_a_sweep_are_offline_runs_of_one_group(train, environment, tmp_path):
+    train("seeds=3", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    folders = list((tmp_path / "outputs" / "wandb").glob("offline-run-*"))
+    runs = [record["run"] for folder in folders for record in inspect(folder, environment) if record["type"] == "run"]
+    assert len({run["run_id"] for run in runs}) == 3
+    assert len({run["run_group"] for run in runs}) == 1
 
 
 @pytest.mark.parametrize("fault", ["no server", "bad key", "dies"])
