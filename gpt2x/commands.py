@@ -34,8 +34,8 @@ train = Command(
         "data=text data.path=notes.txt           your own text",
         "experiment=verdict_124m                 a whole recipe",
         "init=run init.path=RUN task=classifier data=spam_sample          fine-tune an earlier run's model",
-        "-m optimizer.lr=3e-4,1e-3 seed=1,2      four runs, one for each combination",
-        "resume=outputs/runs/DATE/TIME_NAME      go on where a run stopped",
+        "-m optimizer.lr=3e-4,1e-3 seed=1,2 hydra/launcher=joblib         a sweep: four runs, side by side",
+        "resume=outputs/sweeps/DATE/TIME         go on where a run or a sweep stopped; what failed is run again",
         "model=micro --cfg job                   look before you run",
     ),
 )

@@ -102,6 +102,8 @@ class SweepJob(Job):
                     self.start(config, folder)
                 else:
                     self._run(config, folder, sweep, number, overrides)
+        except Requeued:
+            raise
         except SystemExit:
             if not self.own_process:
                 raise
@@ -150,6 +152,10 @@ class SweepJob(Job):
 
     def _say(self, number: int, overrides: list[str], how: str = "") -> None:
         print(f"{self.command}: run {number}{how}: {' '.join(overrides)}", flush=True)
+
+
+class Requeued(SystemExit):
+    """The job will be started again, by whom it was started."""
 
 
 class JobFailed(Exception):
@@ -245,7 +251,10 @@ def _in_order(stop: Path, parent: int | None) -> Iterator[None]:
         yield
     except SystemExit:
         if asked:
-            requeue[1](asked[0], None)  # ends the process with the code that submitit waits for
+            try:
+                requeue[1](asked[0], None)
+            except SystemExit as ended:  # with the code that submitit waits for
+                raise Requeued(ended.code) from None
         raise
     finally:
         done.set()

@@ -253,7 +253,7 @@ def multirun(
     if how.seeds is not None and "seed" in planned.space:
         raise ConfigError("seeds", how.seeds, "seed is swept already", "leave out one of the two")
 
-    launcher = _Launcher(master.hydra.launcher, given)
+    launcher = Launcher(master.hydra.launcher, given)
     jobs = _Jobs(command, composer, planned, launcher.here)
     listed = isinstance(how.sweep, (GridConfig, PairedConfig))
     if not listed:
@@ -335,19 +335,23 @@ def _write_request(folder: Path, command: Command, composer: Composer, overrides
     write_atomic(path, yaml.safe_dump(asked, sort_keys=False, allow_unicode=True))
 
 
-class _Launcher:
+class Launcher:
     """What the loop has to know of Hydra's launcher.
 
     `here`: it runs jobs on this machine; `own_process`: each in a process of its own, whose parent is `parent` where it is
     this one; `at_once`: how many side by side; `threads`: each one's share of the cores; `settings`: overrides for it.
     """
 
+    parent: int | None = None
+    threads: int | None = None
+
     def __init__(self, config: DictConfig, given: set[str]):
         kind = config._target_.rpartition(".")[2]
         self.own_process = kind != "BasicLauncher"
         self.here = kind in ("BasicLauncher", "JoblibLauncher", "LocalLauncher")
         self.shares_console = kind == "JoblibLauncher"
-        self.at_once, self.threads, self.parent, self.settings = (_AT_ONCE if self.own_process else 1), None, None, []
+        self.at_once = _AT_ONCE if self.own_process else 1
+        self.settings: list[str] = []
         if kind == "JoblibLauncher":
             from joblib import effective_n_jobs
 
@@ -379,6 +383,10 @@ class _Loop:
             while code == 0 and not self.stop.exists() and (trials := self.search.ask(at_once)):
                 self.asked |= {trial.number: trial.values for trial in trials}
                 code = self._make(trials)
+        except SystemExit as ended:  # a run in this process was interrupted, or the sweep itself was
+            code = int(ended.code or 0)
+        except UserError as error:
+            code = report(self.command.name, error)
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
@@ -407,8 +415,6 @@ class _Loop:
         try:
             with our_errors():
                 returned = self.launcher.launch(lines, initial_job_idx=trials[0].number)
-        except SystemExit as ended:
-            return int(ended.code or 0)
         except Exception as error:
             if self.signal is None:
                 if type(error).__name__ == "TerminatedWorkerError":

@@ -10,7 +10,7 @@ import yaml
 
 from gpt2x.config.compose import Composer
 from gpt2x.config.job import prepare
-from gpt2x.config.multirun import plan
+from gpt2x.config.multirun import Launcher, plan
 from gpt2x.config.schema import TrainConfig
 from gpt2x.errors import FolderInUse, UserError
 from gpt2x.sweep.config import GridConfig
@@ -258,6 +258,28 @@ def test_a_run_that_another_process_has_is_not_a_failure(train, fake, half_done,
     assert outcome.code == 0
     assert seeds(fake) == [2, 3, 5, 6]
     assert re.search(r"^ +3 +4 +running", outcome.out, re.MULTILINE)
+
+
+# Launchers
+
+
+@pytest.mark.parametrize(("n_jobs", "at_once", "threads"), [(2, 2, 4), (3, 3, 2), (100, 100, 1), (1, 1, 8)])
+def test_jobs_side_by_side_share_the_cores(monkeypatch, n_jobs, at_once, threads):
+    monkeypatch.setattr("gpt2x.config.multirun.default_threads", lambda: 8)
+    composer = Composer("train", TrainConfig)
+    overrides = composer.read(["hydra/launcher=joblib", f"hydra.launcher.n_jobs={n_jobs}"], sweeping=True)
+    launcher = Launcher(composer.compose(overrides).hydra.launcher, set())
+    assert (launcher.at_once, launcher.threads, launcher.own_process) == (at_once, threads, True)
+    assert launcher.settings == ["hydra.launcher.batch_size=1"]
+    basic = Launcher(composer.compose([]).hydra.launcher, set())
+    assert (basic.at_once, basic.threads, basic.own_process) == (1, None, False)
+
+
+@pytest.mark.parametrize(("given", "expected"), [([], 3), (["device.threads=2"], 2)])
+def test_a_job_takes_its_share_unless_told_otherwise(train, fake, monkeypatch, given, expected):
+    monkeypatch.setattr(Launcher, "threads", 3)
+    assert train("-m", "seed=1", "hydra.sweep.dir=s", *given).code == 0
+    assert fake.runs[0].config.device.threads == expected
 
 
 # Failures

@@ -72,7 +72,8 @@ def test_an_offline_run_holds_every_row_and_the_resolved_configuration(train, en
         env=environment, capture_output=True, text=True, check=True,
     )  # fmt: skip
     expected = yaml.safe_load((run / "config.yaml").read_text())
-    assert expected["sampling"].pop("logit_bias") == {}  # wandb keeps no empty mapping
+    for empty in (expected["sampling"].pop("logit_bias"), expected["sweep"].pop("params")):
+        assert empty == {}  # wandb keeps no empty mapping
     result = json.loads((run / "result.json").read_text())
     expected["gpt2x"] = {"version": result["versions"]["gpt2x"]}
     if result["git_commit"] is not None:
@@ -105,6 +106,14 @@ def test_the_jobs_of_a_multirun_are_runs_of_one_group(train, wandb_server):
     assert {run["state"] for run in runs} == {"finished"}
     for run in runs:
         assert any(name.endswith(f"seed={wandb_server.config_of(run)['seed']}") for name in (run["displayName"], run["notes"]))
+
+
+def test_the_jobs_of_a_sweep_are_offline_runs_of_one_group(train, environment, tmp_path):
+    train("seeds=3", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    folders = list((tmp_path / "outputs" / "wandb").glob("offline-run-*"))
+    runs = [record["run"] for folder in folders for record in inspect(folder, environment) if record["type"] == "run"]
+    assert len({run["run_id"] for run in runs}) == 3
+    assert len({run["run_group"] for run in runs}) == 1
 
 
 @pytest.mark.parametrize("fault", ["no server", "bad key", "dies"])
