@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
+import math
 import re
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
@@ -25,6 +28,7 @@ SMALL = {
     "gpt2x-generate": ["sampling.max_new_tokens=5"],
     "gpt2x-evaluate": [],
     "gpt2x-export": [],
+    "gpt2x-compare": [],
     "gpt2x-benchmark": [
         "model.n_layer=1", "model.n_head=2", "model.n_embd=32", "suite.contestants=[gpt2x-eager]", "suite.rounds=1",
         "suite.prompt_tokens=4", "suite.new_tokens=3", "device.threads=1",
@@ -37,6 +41,7 @@ RUNS = {  # what the README calls a run -> how it is made
     "CLASSIFIER": ["task=classifier", "data=spam_sample"],
     "ANSWERING": ["task=instruct", "data=instructions_sample", "model.context_length=128"],
     "ADAPTED": ["task=instruct", "data=instructions_sample", "finetune=lora", "model.context_length=128"],
+    "SWEEP": ["data.val_fraction=0.01", "seeds=2"],
 }
 
 
@@ -45,7 +50,8 @@ def runs(tmp_path_factory) -> dict[str, Path]:
     """A finished run of each kind."""
     where = tmp_path_factory.mktemp("readme")
     for name, settings in RUNS.items():
-        arguments = [*settings, "trainer.max_steps=2", f"hydra.run.dir={where / name}", f"paths.outputs={where}"]
+        folder = f"hydra.{'sweep' if name == 'SWEEP' else 'run'}.dir={where / name}"
+        arguments = [*settings, "trainer.max_steps=2", folder, f"paths.outputs={where}"]
         assert commands.train([*SMALL["gpt2x-train"], *arguments]) == 0
     return {name: where / name for name in RUNS}
 
@@ -71,7 +77,11 @@ def test_a_command_of_the_readme(line, runs, tmp_path, monkeypatch, capsys, requ
     command, *arguments = shlex.split(line.removeprefix('echo "Once upon a time" | '), comments=True)
     for name, run in runs.items():
         arguments = [re.sub(rf"\b{name}$", str(run), argument) for argument in arguments]
-    if command == "gpt2x-train" and not any(a.startswith("resume=") for a in arguments):
+    if command == "gpt2x-compare":
+        if not arguments:  # all runs under outputs
+            shutil.copytree(runs["SWEEP"], tmp_path / "outputs" / "sweeps" / "one")
+        arguments.append("html=page.html")
+    elif command == "gpt2x-train" and not any(a.startswith("resume=") for a in arguments):
         small = SMALL[command] + ["data.val_fraction=0.01"] * ("task=" not in line)
         if "init=run" in arguments:  # the shape is the run's
             small = [setting for setting in small if not setting.startswith("model.")]
@@ -79,7 +89,9 @@ def test_a_command_of_the_readme(line, runs, tmp_path, monkeypatch, capsys, requ
         if "--help" not in arguments:
             arguments = [a for a in arguments if not a.startswith("trainer.max_steps=")]
             steps = ["trainer.max_epochs=null"] if "experiment=verdict_124m" in arguments else []
-            arguments += [*steps, "trainer.max_steps=2"]
+            searched = ["sweep.n_trials=3"] * any(s in line for s in ("sweep=random", "sweep=optuna"))
+            arguments = [a for a in arguments if not a.startswith("sweep.n_trials=")]
+            arguments += [*steps, *searched, "trainer.max_steps=2"]
     elif command == "gpt2x-train":
         arguments = [a.replace("trainer.max_steps=1000", "trainer.max_steps=4") for a in arguments]
     else:
@@ -118,9 +130,19 @@ def test_a_command_of_the_readme(line, runs, tmp_path, monkeypatch, capsys, requ
         assert "| gpt2x-eager | 1 |" in output
     elif "--cfg" in arguments:
         assert "n_layer: 1" in output
-    elif "-m" in arguments:
-        results = sorted((tmp_path / "outputs" / "sweeps").rglob("result.json"))
-        assert len(results) == 4
+    elif command == "gpt2x-compare":
+        assert "val/loss" in output
+    elif "sweep.csv" in output:
+        rows = list(csv.DictReader(Path(re.search(r"^table +(.+)$", output, flags=re.MULTILINE)[1]).read_text().splitlines()))
+        assert {row["status"] for row in rows} <= {"finished", "pruned"}
+        if "sweep.n_trials=3" in arguments:
+            assert len(rows) == 3
+        elif arguments[0].startswith("resume="):
+            assert len(rows) == 2
+        else:
+            seeds = 3 if "seeds=3" in arguments else 1
+            lists = [len(a.split(",")) for a in arguments if "," in a and "[" not in a]
+            assert len(rows) == (5 if "sweep=lr" in arguments else math.prod(lists) * seeds)
     else:
         assert "finished at step" in output
 
