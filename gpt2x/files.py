@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 
 def write_atomic(path: str | os.PathLike, data: str | bytes) -> None:
@@ -56,6 +58,15 @@ def shown(path: str | os.PathLike) -> str:
         return min(str(path), os.path.relpath(path), key=len)
     except ValueError:  # Windows: it lies on another drive
         return str(path)
+
+
+def read_json(path: str | os.PathLike) -> dict[str, Any]:
+    """The object in a JSON file; empty if there is no file, or no whole object in it."""
+    try:
+        value = json.loads(Path(path).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def is_locked(path: str | os.PathLike) -> bool:

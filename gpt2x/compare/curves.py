@@ -26,6 +26,7 @@ from gpt2x.config.check import defaults
 from gpt2x.config.schema import TrainConfig
 from gpt2x.errors import UserError
 from gpt2x.files import write_atomic
+from gpt2x.tracking.result import read_result
 
 SHIPPED = Path(__file__).parent / "curves"
 METRIC = "val/loss"
@@ -134,12 +135,11 @@ def make_curve(runs: Runs, name: str) -> Curve:
     if losses.empty:
         raise UserError(f"save_curve={name}: these runs were never evaluated at the same steps")
     folder = Path(finished.table.loc[group.runs[0], "folder"])
-    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     return Curve(
         name=name,
         settings=decisive(finished.settings(group.runs[0])),
         seeds=seeds,
-        versions=result.get("versions", {}),
+        versions=read_result(folder).get("versions", {}),
         steps=[int(step) for step in losses.index],
         mean=[round(float(mean), 6) for mean in losses.mean(axis=1)],
         deviation=[round(float(deviation), 6) for deviation in losses.std(axis=1)],

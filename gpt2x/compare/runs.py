@@ -21,7 +21,7 @@ from gpt2x.config.compose import plain_yaml
 from gpt2x.config.option import ConfigError, show
 from gpt2x.config.schema import TrainConfig
 from gpt2x.errors import UserError
-from gpt2x.files import is_locked
+from gpt2x.tracking.result import read_result, status_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -138,7 +138,7 @@ def find_runs(path: str | os.PathLike) -> Iterator[Path]:
         if "config.yaml" in files and {"overrides.txt", "metrics.jsonl", "result.json", ".lock"} & set(files):
             inner.clear()
             yield Path(folder)
-        elif "result.json" in files and isinstance(_json(Path(folder, "result.json")).get("status"), str):
+        elif "result.json" in files and read_result(Path(folder)):
             inner.clear()  # a job of a sweep that failed before it could begin
             yield Path(folder)
         inner[:] = [name for name in inner if name not in _BESIDE and not name.startswith(".")]
@@ -170,11 +170,8 @@ class _Run:
         self.samples = self._lines("samples.jsonl")
 
     def _result(self) -> dict[str, Any]:
-        path = self.folder / "result.json"
-        if not path.exists():
-            return {}
-        result = _json(path)
-        if not result:
+        result = read_result(self.folder)
+        if not result and (path := self.folder / "result.json").exists():
             self.problems.append(f"{path}: damaged, taken for missing")
         return result
 
@@ -221,9 +218,7 @@ class _Run:
 
     @property
     def status(self) -> str:
-        if self.result.get("pruned"):
-            return "pruned"
-        return self.result.get("status") or ("running" if is_locked(self.folder / ".lock") else "killed")
+        return status_of(self.folder, self.result)
 
     @property
     def sweep(self) -> Path | None:
@@ -306,14 +301,6 @@ def _sweep_name(folder: Path) -> str:
     if "sweeps" in parts[:-1]:
         return "/".join(parts[len(parts) - parts[::-1].index("sweeps") :])
     return folder.name
-
-
-def _json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file, {} where there is none that can be read."""
-    try:
-        return _object(path.read_bytes())
-    except OSError:
-        return {}
 
 
 def _object(text: bytes) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import itertools
-import json
 import os
 import shutil
 import signal
@@ -31,6 +30,7 @@ from gpt2x.config.resume import changeable
 from gpt2x.errors import FolderInUse, UserError
 from gpt2x.files import write_atomic
 from gpt2x.sweep.config import GridConfig
+from gpt2x.tracking.result import read_result
 
 STOP = ".stop"  # in a sweep's folder: no further job starts, and after a signal those that run end in order
 WATCH_SECONDS = 0.2
@@ -169,18 +169,9 @@ def without_sweep(config: Any) -> Any:
     return config
 
 
-def read_result(folder: Path) -> dict[str, Any] | None:
-    """The content of a run's result.json; None if there is none, or none that can be read."""
-    try:
-        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return result if isinstance(result, dict) and "status" in result else None
-
-
 def finished(folder: Path) -> bool:
     """Whether the run in `folder` came to its end, be it that it was given up."""
-    result = read_result(folder) or {}
+    result = read_result(folder)
     return result.get("status") == "finished" or bool(result.get("pruned"))
 
 
@@ -203,7 +194,7 @@ def prepare(folder: Path) -> str:
         if finished(folder):
             return "nothing"
         saved = [*(folder / "checkpoints").glob("step-*"), *(folder / "checkpoints").glob(".replaced-step-*")]
-        if saved and (read_result(folder) or {}).get("status") != "failed":
+        if saved and read_result(folder).get("status") != "failed":
             return "resume"
         (folder / "config.yaml").unlink()  # first: without it the rest is no run, wherever this is cut short
         for path in folder.iterdir():

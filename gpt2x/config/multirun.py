@@ -35,7 +35,7 @@ from gpt2x import __version__
 from gpt2x.config.check import check_available
 from gpt2x.config.compose import MAX_CHECKED, Composer, checked, from_yaml, our_errors, quote
 from gpt2x.config.instantiate import instantiate
-from gpt2x.config.job import STOP, SweepJob, finished, new_folder, read_result, report, without_sweep
+from gpt2x.config.job import STOP, SweepJob, finished, new_folder, report, without_sweep
 from gpt2x.config.option import ConfigError, ConfigErrors, option
 from gpt2x.config.resume import changeable, differences
 from gpt2x.device import default_threads
@@ -44,6 +44,7 @@ from gpt2x.files import shown, write_atomic
 from gpt2x.sweep.config import GridConfig, PairedConfig
 from gpt2x.sweep.search import Choices, Grid, Interval, Repeated, Search, Space, Trial, check_space
 from gpt2x.sweep.table import failures, read_rows, table, write_csv
+from gpt2x.tracking.result import read_result
 
 if TYPE_CHECKING:
     from gpt2x.config.command import Command
@@ -403,8 +404,8 @@ class _Loop:
         print(f"{self.command.name}: {len(trials)} run{'s' * (len(trials) > 1)}{done}", flush=True)
         code = self._launch(todo) if todo else 0
         for trial in trials:
-            result = read_result(self.folder / str(trial.number)) if has_folder else None
-            ended = result is not None and result["status"] != "interrupted"
+            result = read_result(self.folder / str(trial.number)) if has_folder else {}
+            ended = result.get("status", "interrupted") != "interrupted"
             if ended or trial.number in self.errors:
                 self.search.tell(trial, result if ended else None)
         return code

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from gpt2x.files import shown, write_atomic
+from gpt2x.tracking.result import read_result, status_of
 
 _FIGURES = ("status", "metric", "step", "minutes")
 _MORE = ("folder", "steps", "tokens", "seconds", "error")
@@ -57,19 +57,11 @@ def _row(folder: Path, job: int, keys: list[str], values: Mapping[str, str] | No
     if values is None:
         values = dict(line.partition("=")[::2] for line in _text(folder / "overrides.txt").splitlines())
     values = {key: values[key] for key in keys if key in values}
-    try:
-        result = json.loads(_text(folder / "result.json"))
-    except ValueError:
-        result = {}
-    status = result.get("status", "")
-    if error and status != "finished":
+    result = read_result(folder)
+    if error and result.get("status") != "finished":
         status = "failed"
-    elif result.get("pruned"):
-        status = "pruned"
-    elif not status:
-        status = "not run"
-        if (folder / "config.yaml").exists():
-            status = "running" if _held(folder) else "killed"
+    else:
+        status = status_of(folder, result) if result or (folder / "config.yaml").exists() else "not run"
     return Row(job, folder, values, status, result, error or result.get("error", ""))
 
 
@@ -139,14 +131,3 @@ def _text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except OSError:
         return ""
-
-
-def _held(folder: Path) -> bool:
-    """Whether a process has the run open."""
-    from filelock import FileLock, Timeout
-
-    try:
-        with FileLock(folder / ".lock", timeout=0):
-            return False
-    except Timeout:
-        return True

@@ -28,6 +28,7 @@ from gpt2x.errors import UserError
 from gpt2x.files import shown
 from gpt2x.tracking import wandb as tracking
 from gpt2x.tracking.description import code_version, description, summary, sweep_of
+from gpt2x.tracking.result import read_result
 from gpt2x.tracking.server import Server
 from gpt2x.tracking.tracker import one_line, read_metrics, read_samples
 
@@ -84,9 +85,10 @@ class _Run:
     """What a run's folder holds of it."""
 
     def __init__(self, folder: Path, project: str | None, entity: str | None):
-        self.folder, self.record = folder, _json(folder / "wandb.json")
+        self.folder, record = folder, folder / "wandb.json"
+        self.record = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}  # damaged: not sent again
         self.config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-        self.result = _json(folder / "result.json")
+        self.result = read_result(folder)
         logger = self.config["logger"]
         self.project = project or self.record.get("project") or logger.get("project") or "gpt2x"
         self.entity = entity or self.record.get("entity") or logger.get("entity")
@@ -248,7 +250,3 @@ def _locked(folder: Path) -> Iterator[bool]:
         yield True
     finally:
         lock.release()
-
-
-def _json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
