@@ -363,7 +363,8 @@ class _Arrays:
 
     def add(self, values: np.ndarray) -> int:
         """Its number."""
-        packed = values.astype("<f4").tobytes()
+        with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, and not drawn
+            packed = values.astype("<f4").tobytes()
         if packed not in self._known:
             self._known[packed] = len(self.encoded)
             self.encoded.append(base64.b64encode(packed).decode("ascii"))
