@@ -363,6 +363,8 @@ class _Arrays:
 
     def add(self, values: np.ndarray) -> int:
         """Its number."""
+        import numpy as np
+
         with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, and not drawn
             packed = values.astype("<f4").tobytes()
         if packed not in self._known:
