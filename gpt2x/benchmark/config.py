@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gpt2x.benchmark import finetune_contestants, generate_contestants
+from gpt2x.benchmark import finetune_contestants, generate_contestants, job_contestants
 from gpt2x.config.option import ConfigError, option
 from gpt2x.model.config import GPTConfig
 
@@ -59,6 +59,28 @@ class FinetuneSuiteConfig:
         if self.tokens > model.context_length:
             problem = f"more than model.context_length={model.context_length}"
             raise ConfigError("tokens", self.tokens, problem, "use fewer tokens or a model with a longer context")
+
+
+@dataclass(kw_only=True)
+class JobSuiteConfig:
+    """What gpt2x-train costs a run beside its steps, and two runs at once beside the same two in turn."""
+
+    _target_: str = "gpt2x.benchmark.job.JobSuite"
+    name: str = option("job", "what the suite is called in the report")
+    contestants: list[str] | None = option(
+        None, f"who takes part; null: all, which are {', '.join(job_contestants.CONTESTANTS)}"
+    )
+    steps: int = option(200, "steps in a run", minimum=2)
+    batch_size: int = option(16, "windows in a step", minimum=1)
+    vocab_size: int = option(2048, "tokens in the vocabulary, which gpt2x-train learns once", minimum=257, maximum=65536)
+    rounds: int = option(5, "measurements of each contestant, taken in turns, after a first one that is not counted", minimum=1)
+    timeout: float = option(600.0, "seconds after which a contestant that has not ended has failed", above=0)
+
+    def check(self) -> None:
+        _check_contestants(self.contestants, job_contestants.CONTESTANTS)
+
+    def check_model(self, model: GPTConfig) -> None:
+        """Any model will do."""
 
 
 def _check_list(name: str, values: list) -> None:

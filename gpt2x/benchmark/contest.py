@@ -15,7 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from gpt2x.benchmark.process import Worker, WorkerError
+from gpt2x.benchmark.process import FreshWorker, Worker, WorkerError
 from gpt2x.errors import UserError
 
 
@@ -37,19 +37,28 @@ class Contest(contextlib.ExitStack):
     """Runs `command` once for each of `entries` that is ready; leaving the context ends the processes.
 
     A contestant that ends or does not answer within `timeout` seconds has "failed", with a "reason", and the others go on.
+    With FreshWorker as `worker` it is a new process in each round.
     """
 
-    def __init__(self, command: list[str], entries: list[dict[str, Any]], *, timeout: float, threads: int):
+    def __init__(
+        self,
+        command: list[str],
+        entries: list[dict[str, Any]],
+        *,
+        timeout: float,
+        threads: int,
+        worker: type[Worker] | type[FreshWorker] = Worker,
+    ):
         super().__init__()
-        self.command, self.entries, self.timeout, self.threads = command, entries, timeout, threads
-        self._workers: dict[str, Worker] = {}
+        self.command, self.entries, self.timeout, self.threads, self.worker = command, entries, timeout, threads, worker
+        self._workers: dict[str, Worker | FreshWorker] = {}
 
     def load(self, job: Callable[[str], dict[str, Any]]) -> None:
         """Start them one after another; `job` says for a name what its process is told."""
         for entry in self._ready():
             with noting_failure(entry):
                 question = job(entry["name"])
-                worker = Worker(self.command, timeout=self.timeout, env=_environment(self.threads))
+                worker = self.worker(self.command, timeout=self.timeout, env=_environment(self.threads))
                 self.callback(worker.close)
                 self._workers[entry["name"]] = worker
                 entry |= worker.ask(question)

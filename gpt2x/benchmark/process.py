@@ -1,7 +1,7 @@
 """A process that answers lines of JSON: each question is one line to its standard input, each answer one from its output.
 
-Worker is the side that asks, serve the side that answers. Nothing heavy is imported here, so that the memory of a process
-that serves is its own.
+Worker is the side that asks, serve the side that answers; FreshWorker asks a new process each time. Nothing heavy is imported
+here, so that the memory of a process that serves is its own.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Worker:
     def ask(self, question: dict[str, Any]) -> dict[str, Any]:
         """The answer to `question`. Raises WorkerError where none comes within `timeout` seconds; then the worker has ended."""
         late = threading.Event()
-        timer = threading.Timer(self.timeout, lambda: (late.set(), self._process.kill()))
+        timer = threading.Timer(self.timeout, lambda: (late.set(), self._kill()))
         timer.start()
         try:
             self._process.stdin.write(json.dumps(question) + "\n")
@@ -54,20 +54,64 @@ class Worker:
         if line.endswith("\n"):
             return json.loads(line)
         code = self._process.wait()
-        how = f"no answer within {self.timeout:g} s" if late.is_set() else _ending(code)
-        raise WorkerError("\n".join([how, *self._last_errors()]))
+        raise self._error(f"no answer within {self.timeout:g} s" if late.is_set() else _ending(code))
+
+    def wait(self) -> None:
+        """Let the process end by itself. Raises WorkerError where it does not within `timeout` seconds, or fails in it."""
+        try:
+            code = self._process.wait(self.timeout)
+        except subprocess.TimeoutExpired:
+            self._kill()
+            raise self._error(f"no end within {self.timeout:g} s") from None
+        if code:
+            raise self._error(_ending(code))
 
     def close(self) -> None:
-        """End the process, whatever it is doing."""
-        self._process.kill()
+        """End the process, whatever it is doing, and those it has started."""
+        self._kill()
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout, self._errors):
             with contextlib.suppress(BrokenPipeError):  # of what had not been read when it ended
                 stream.close()
 
-    def _last_errors(self, lines: int = 8) -> list[str]:
+    def _kill(self) -> None:
+        import psutil
+
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has ended already
+            for child in psutil.Process(self._process.pid).children(recursive=True):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    child.kill()
+        self._process.kill()
+
+    def _error(self, how: str, lines: int = 8) -> WorkerError:
         self._errors.seek(0)
-        return self._errors.read().decode("utf-8", errors="replace").splitlines()[-lines:]
+        return WorkerError("\n".join([how, *self._errors.read().decode("utf-8", errors="replace").splitlines()[-lines:]]))
+
+
+class FreshWorker:
+    """Asked like a Worker, it starts `command` anew for each question and lets it end; the first one is kept for the others.
+
+    Each process is asked that first question, a job, with the new one's keys and "started", the time.perf_counter() before its
+    start. Its answer is one line, too; with it goes "seconds", the time from that start to the process's end.
+    """
+
+    def __init__(self, command: list[str], *, timeout: float, env: dict[str, str] | None = None):
+        self.command, self.timeout, self.env = command, timeout, env
+        self._job: dict[str, Any] | None = None
+
+    def ask(self, question: dict[str, Any]) -> dict[str, Any]:
+        """The answer to `question`. Raises WorkerError as a Worker does."""
+        if self._job is None:
+            self._job = question
+            return {}
+        started = time.perf_counter()  # this clock is the same in all processes
+        with contextlib.closing(Worker(self.command, timeout=self.timeout, env=self.env)) as worker:
+            answer = worker.ask(self._job | question | {"started": started})
+            worker.wait()
+            return answer | {"seconds": time.perf_counter() - started}
+
+    def close(self) -> None:
+        """Nothing is left to end."""
 
 
 def _ending(code: int) -> str:

@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from gpt2x.benchmark.config import FinetuneSuiteConfig, GenerateSuiteConfig
+from gpt2x.benchmark.config import FinetuneSuiteConfig, GenerateSuiteConfig, JobSuiteConfig
 from gpt2x.config.option import ConfigError, option
 from gpt2x.data.config import SPLITS, InstructionsConfig, TableConfig, TextConfig
 from gpt2x.device import DeviceConfig
@@ -56,7 +56,7 @@ GROUPS: dict[str, tuple[type, ...]] = {
     "sampling": (SamplingConfig,),
     "evaluation": (PerplexityConfig, ClassificationConfig, RougeConfig, SamplesConfig),
     "sweep": (GridConfig, PairedConfig, OptunaConfig),
-    "suite": (GenerateSuiteConfig, FinetuneSuiteConfig),
+    "suite": (GenerateSuiteConfig, FinetuneSuiteConfig, JobSuiteConfig),
 }
 
 

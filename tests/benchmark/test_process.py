@@ -8,7 +8,7 @@ import time
 import psutil
 import pytest
 
-from gpt2x.benchmark.process import Worker, WorkerError
+from gpt2x.benchmark.process import FreshWorker, Worker, WorkerError
 
 ANSWERING = """
 import json, sys, time
@@ -80,3 +80,46 @@ def test_closing_ends_a_busy_worker(start):
     worker.close()
     assert not process.is_running()
     assert time.monotonic() - before < 30
+
+
+def test_closing_ends_what_the_process_has_started(start):
+    code = "import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', 'input()'], stdin=subprocess.PIPE)\n"
+    worker = start(code + "sys.stdin.readline(); print(p.pid, flush=True); p.wait()")
+    grandchild = psutil.Process(worker.ask({}))
+    worker.close()
+    grandchild.wait(30)
+
+
+FRESH = """
+import json, os, sys, time
+job = json.loads(sys.stdin.readline())
+print(json.dumps({"pid": os.getpid(), "job": job, "alive": time.perf_counter() - job["started"]}), flush=True)
+exec(job.get("do", ""))
+"""
+
+
+def test_a_fresh_worker_is_a_new_process_each_time():
+    worker = FreshWorker([sys.executable, "-c", FRESH], timeout=60)
+    assert worker.ask({"name": "x", "do": "time.sleep(0.3)"}) == {}
+    before = time.perf_counter()
+    answers = [worker.ask({"turn": turn}) for turn in range(2)]
+    after = time.perf_counter()
+    assert len({answer["pid"] for answer in answers}) == 2
+    assert not any(psutil.pid_exists(answer["pid"]) for answer in answers)
+    for turn, answer in enumerate(answers):
+        assert answer["job"].pop("started") >= before
+        assert answer["job"] == {"name": "x", "do": "time.sleep(0.3)", "turn": turn}
+        assert 0 < answer["alive"] < answer["seconds"] - 0.3  # what the process does after its answer counts
+    assert sum(answer["seconds"] for answer in answers) < after - before
+
+
+@pytest.mark.parametrize(
+    ("do", "message"),
+    [("sys.exit('too bad')", "(?s)^ended with exit code 1\n.*too bad$"), ("time.sleep(60)", "^no end within 2 s")],
+)
+def test_a_fresh_worker_that_does_not_end_well(do, message):
+    worker = FreshWorker([sys.executable, "-c", FRESH], timeout=2)
+    worker.ask({"do": do})
+    with pytest.raises(WorkerError, match=message):
+        worker.ask({})
+    worker.close()
