@@ -40,7 +40,7 @@ def _gpt2x(job: dict[str, Any], *logger: str) -> dict[str, Any]:
     """gpt2x-train, one run."""
     ends = _step_ends()
     folder = Path(job["folder"]) / "run"
-    _train(job, *logger, f"seed={job['seed']}", f"hydra.run.dir={json.dumps(str(folder))}")
+    _train(job, folder, *logger, f"seed={job['seed']}")
     result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     done = {name: result[name] for name in ("parameters", "tokens")}
     return done | _times(job, ends) | {"training_seconds": result["seconds"]}
@@ -49,15 +49,15 @@ def _gpt2x(job: dict[str, Any], *logger: str) -> dict[str, Any]:
 def _sweep(job: dict[str, Any], launcher: str) -> dict[str, Any]:
     """gpt2x-train -m, two runs of two seeds."""
     limit = ["hydra.launcher.n_jobs=2"] if launcher == "joblib" else []
-    where = f"hydra.sweep.dir={json.dumps(str(Path(job['folder']) / 'sweep'))}"
     seeds = f"seed={job['seed']},{job['seed'] + 1}"
-    _train(job, "-m", "logger=none", f"hydra/launcher={launcher}", *limit, seeds, where)
+    _train(job, Path(job["folder"]) / "sweep", "-m", "logger=none", f"hydra/launcher={launcher}", *limit, seeds)
     return {}
 
 
-def _train(job: dict[str, Any], *arguments: str) -> None:
-    """What typing gpt2x-train with these arguments does; ends the process if it fails."""
+def _train(job: dict[str, Any], folder: Path, *arguments: str) -> None:
+    """What typing gpt2x-train with these arguments does, in this folder; ends the process if it fails."""
     from gpt2x import commands
+    from gpt2x.config.compose import quote
 
     device = job["device"] | {"threads": threads_each(job["contestant"], job["device"]["threads"])}
     groups = {"model": job["model"], "device": device}
@@ -69,8 +69,9 @@ def _train(job: dict[str, Any], *arguments: str) -> None:
             f"data.batch_size={job['batch_size']}",
             f"trainer.max_steps={job['steps']}",
             f"trainer.eval_every={job['steps']}",  # before the first step and after the last
-            f"paths.outputs={json.dumps(job['folder'])}",
-            f"paths.cache={json.dumps(job['cache'])}",
+            f"hydra.{'sweep' if '-m' in arguments else 'run'}.dir={quote(str(folder))}",
+            f"paths.outputs={quote(job['folder'])}",
+            f"paths.cache={quote(job['cache'])}",
         ]
     )
     if code:

@@ -20,7 +20,7 @@ from gpt2x import commands
 from gpt2x.benchmark import job
 from gpt2x.benchmark.bare import BareGPT, train
 from gpt2x.benchmark.job_contestants import CONTESTANTS
-from gpt2x.config.compose import compose
+from gpt2x.config.compose import compose, quote
 from gpt2x.config.schema import BenchmarkConfig, TrainConfig
 from gpt2x.model.gpt import GPT
 
@@ -28,6 +28,7 @@ SMALL = [
     "suite=job", "model.n_layer=1", "model.n_head=2", "model.n_embd=16", "model.context_length=16", "suite.vocab_size=300",
     "suite.batch_size=4", "suite.steps=3", "suite.rounds=1", "device.threads=1",
 ]  # fmt: skip
+CACHE = "the cache, of 'Zoë' {1}"
 # Plays the contestants, as what their names stand for here.
 ACTOR = """
 import json, os, subprocess, sys, time
@@ -49,9 +50,9 @@ print(json.dumps(answer), flush=True)
 
 
 def run(tmp_path: Path, *arguments: str) -> tuple[int, dict]:
-    """The command's exit code and its report."""
-    output = tmp_path / "report.json"
-    code = commands.benchmark([*SMALL, *arguments, f"output={output}", f"paths.cache={tmp_path / 'cache'}"])
+    """The command's exit code and its report; the cache lies in a folder that has to be quoted."""
+    output, cache = tmp_path / "report.json", tmp_path / CACHE
+    code = commands.benchmark([*SMALL, *arguments, f"output={output}", f"paths.cache={quote(str(cache))}"])
     return code, json.loads(output.read_text())
 
 
@@ -85,7 +86,7 @@ def test_all_contestants_run_from_start_to_end(tmp_path, capsys):
     assert [row[0] for row in cells(printed.out)] == [
         "3 steps of 4 x 16 tokens", "bare", "gpt2x", "gpt2x-wandb", "two runs of 3 steps", "two-in-turn", "two-at-once",
     ]  # fmt: skip
-    assert list((tmp_path / "cache").iterdir()) == []
+    assert list((tmp_path / CACHE).iterdir()) == []
 
 
 def test_the_table_says_what_was_measured(tmp_path, actors, capsys):

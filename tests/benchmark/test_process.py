@@ -114,11 +114,11 @@ def test_a_fresh_worker_is_a_new_process_each_time():
 
 
 @pytest.mark.parametrize(
-    ("do", "message"),
-    [("sys.exit('too bad')", "(?s)^ended with exit code 1\n.*too bad$"), ("time.sleep(60)", "^no end within 2 s")],
+    ("do", "timeout", "message"),
+    [("sys.exit('too bad')", 60, "(?s)^ended with exit code 1\n.*too bad$"), ("time.sleep(60)", 5, "^no end within 5 s")],
 )
-def test_a_fresh_worker_that_does_not_end_well(do, message):
-    worker = FreshWorker([sys.executable, "-c", FRESH], timeout=2)
+def test_a_fresh_worker_that_does_not_end_well(do, timeout, message):
+    worker = FreshWorker([sys.executable, "-c", FRESH], timeout=timeout)
     worker.ask({"do": do})
     with pytest.raises(WorkerError, match=message):
         worker.ask({})
