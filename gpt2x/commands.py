@@ -13,6 +13,7 @@ train = Command(
     has_run_folder=True,
     shown=(
         "seed",
+        "seeds",
         "trainer.max_steps",
         "trainer.max_epochs",
         "trainer.eval_every",

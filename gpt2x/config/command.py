@@ -97,7 +97,7 @@ def _main(command: Command, argv: Sequence[str]) -> int:
     if "resume" in composer.fields and _given("resume", overrides) and master.resume is not None:
         old = Path(master.resume)
         if args.multirun:
-            raise ConfigError("", None, "resume=: one run is resumed at a time, without -m; a sweep goes on without it, too")
+            raise ConfigError("", None, "-m starts a new sweep; resume=FOLDER, without it, goes on with a run or a sweep")
         if is_sweep(old):
             again = [o for o in composer.read(texts, sweeping=True) if o.key_or_group != "resume"]
             known = read_request(old, composer, again)

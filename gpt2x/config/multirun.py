@@ -200,7 +200,7 @@ class _Jobs:
 
     def check(self, jobs: list[dict[str, str]]) -> None:
         """Raise ConfigError for all that is wrong with any of them."""
-        problems: dict[str, ConfigError] = {}
+        problems: dict[tuple[str, str], ConfigError] = {}
         outputs: set[str] = set()
         for values in jobs:
             try:
@@ -210,7 +210,8 @@ class _Jobs:
                     raise ConfigError("output", output, problem, remedy)
                 outputs.add(output)
             except ConfigError as error:
-                problems |= {str(problem): problem for problem in getattr(error, "errors", [error])}
+                for problem in getattr(error, "errors", [error]):  # the same of each combination is told once
+                    problems.setdefault((problem.key, problem.problem), problem)
         if problems:
             raise ConfigErrors(list(problems.values()))
 
@@ -401,7 +402,8 @@ class _Loop:
             self.jobs.check_folders(self.folder, trials)
         todo = [trial for trial in trials if not (has_folder and finished(self.folder / str(trial.number)))]
         done = f", {len(trials) - len(todo)} of them finished already" if len(todo) < len(trials) else ""
-        print(f"{self.command.name}: {len(trials)} run{'s' * (len(trials) > 1)}{done}", flush=True)
+        if not self.search.learns:  # it asks again and again
+            print(f"{self.command.name}: {len(trials)} run{'s' * (len(trials) > 1)}{done}", flush=True)
         code = self._launch(todo) if todo else 0
         for trial in trials:
             result = read_result(self.folder / str(trial.number)) if has_folder else {}

@@ -35,9 +35,13 @@ def resume(composer: Composer, folder: Path, overrides: list) -> None:
     Raises ConfigError if the folder holds no run or an override would make it another experiment.
     """
     if not folder.is_dir():
-        raise ConfigError("resume", folder, "no such folder", "give a run's folder, such as outputs/runs/DATE/TIME_NAME")
+        raise ConfigError(
+            "resume", folder, "no such folder", "give that of a run, such as outputs/runs/DATE/TIME_NAME, or of a sweep"
+        )
     if not (folder / "config.yaml").is_file():
-        raise ConfigError("resume", folder, "there is no config.yaml in it, so it is no run's folder")
+        problem = "there is no config.yaml in it, so it is no run's folder, and no sweep.yaml, so it is no sweep's"
+        below = sorted(path.parent for name in ("config.yaml", "sweep.yaml") for path in folder.glob(f"*/{name}"))
+        raise ConfigError("resume", folder, problem, f"below it: {', '.join(map(str, below[:5]))}" if below else "")
     for override in overrides:
         group = override.key_or_group
         if group in composer.groups and group not in composer.fields:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2x.files import shown, write_atomic
+from gpt2x.tracking.console import clock
 from gpt2x.tracking.result import read_result, status_of
 
 _FIGURES = ("status", "metric", "step", "minutes")
@@ -88,7 +89,7 @@ def table(rows: list[Row], keys: Iterable[str], width: int) -> str:
     cells = [head]
     for row in rows:
         seconds = row.result.get("seconds")
-        figures = [_figure(row.metric, ".4f"), _figure(row.step, ","), _figure(seconds and seconds / 60, ".1f")]
+        figures = [_figure(row.metric, ".4f"), _figure(row.step, ","), "" if seconds is None else clock(seconds)]
         cells.append([str(row.job), *(row.values.get(key, "") for key in keys), row.status, *figures])
     cells = [[" ".join(cell.split()) for cell in line] for line in cells]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]

@@ -47,8 +47,8 @@ def test_the_configuration_is_the_runs_own_and_so_is_the_folder(train, fake, run
     [
         (["seed=2"], "seed=2: the run was started with 1"),
         (["model=micro"], "another experiment"),
-        (["-m"], "one run is resumed at a time, without -m"),
-        (["-m", "seed=1,2"], "one run is resumed at a time, without -m"),
+        (["-m"], "-m starts a new sweep"),
+        (["-m", "seed=1,2"], "-m starts a new sweep"),
     ],
 )
 def test_refusals_touch_nothing(train, fake, run, tmp_path, argv, expected):
