@@ -257,6 +257,7 @@ def multirun(
 
     launcher = Launcher(master.hydra.launcher, given)
     jobs = _Jobs(command, composer, planned, launcher.here)
+    _warn_of_threads(launcher, planned)
     listed = isinstance(how.sweep, (GridConfig, PairedConfig))
     if not listed:
         check_space(planned.space)
@@ -315,6 +316,14 @@ def _params(command: Command, composer: Composer, master: DictConfig, how: _HowT
     if command.has_run_folder and "hydra.sweep.subdir" in given:
         raise ConfigError("hydra.sweep.subdir", master.hydra.sweep.subdir, "a job's folder is its number", "leave it out")
     return {**(sweeper.get("params") or {}), **how.sweep.params}
+
+
+def _warn_of_threads(launcher: _Launcher, planned: Plan) -> None:
+    """Threads of several runs that wait for the same cores are far slower than one after the other."""
+    asked = planned.fixed.get("device.threads", "null")
+    if launcher.threads is not None and asked.isdecimal() and int(asked) > launcher.threads:
+        problem = f"{launcher.at_once} runs x {asked} threads share {default_threads()} cores and will wait for each other"
+        print(f"{problem}; leave out device.threads, and each gets {launcher.threads}", file=sys.stderr, flush=True)
 
 
 def _search(how: _HowToSweep, planned: Plan, folder: Path | None) -> Search:

@@ -275,11 +275,13 @@ def test_jobs_side_by_side_share_the_cores(monkeypatch, n_jobs, at_once, threads
     assert (basic.at_once, basic.threads, basic.own_process) == (1, None, False)
 
 
-@pytest.mark.parametrize(("given", "expected"), [([], 3), (["device.threads=2"], 2)])
+@pytest.mark.parametrize(("given", "expected"), [([], 3), (["device.threads=2"], 2), (["device.threads=4"], 4)])
 def test_a_job_takes_its_share_unless_told_otherwise(train, fake, monkeypatch, given, expected):
     monkeypatch.setattr(Launcher, "threads", 3)
-    assert train("-m", "seed=1", "hydra.sweep.dir=s", *given).code == 0
+    outcome = train("-m", "seed=1", "hydra.sweep.dir=s", *given)
+    assert outcome.code == 0
     assert fake.runs[0].config.device.threads == expected
+    assert ("leave out device.threads, and each gets 3" in outcome.err) == (expected > 3)
 
 
 # Failures

@@ -64,7 +64,7 @@ def test_what_is_printed(tmp_path):
     assert table(rows, ["data.path"], 70).splitlines() == [
         "job  data.path                    status    val/loss  at step  minutes",
         "  0  aaaaaaaaaaaaaaaaaaaaaaaaa..  finished    4.1693       10     1:30",
-        "  1  b                            failed                        1:30",
+        "  1  b                            failed                          1:30",
     ]
 
 
