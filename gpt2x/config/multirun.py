@@ -318,7 +318,7 @@ def _params(command: Command, composer: Composer, master: DictConfig, how: _HowT
     return {**(sweeper.get("params") or {}), **how.sweep.params}
 
 
-def _warn_of_threads(launcher: _Launcher, planned: Plan) -> None:
+def _warn_of_threads(launcher: Launcher, planned: Plan) -> None:
     """Threads of several runs that wait for the same cores are far slower than one after the other."""
     asked = planned.fixed.get("device.threads", "null")
     if launcher.threads is not None and asked.isdecimal() and int(asked) > launcher.threads:

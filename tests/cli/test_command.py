@@ -247,7 +247,7 @@ def test_help_teaches(command, request, tmp_path):
 def test_help_lists_groups_choices_and_defaults(train, tmp_path):
     out = train("-h").out
     assert re.search(r"^  model +gpt2, .*\[nano\]$", out, re.MULTILINE)
-    assert re.search(r"^  experiment +.*verdict_124m", out, re.MULTILINE)
+    assert re.search(r"^  experiment +(.+\n +)*.*verdict_124m", out, re.MULTILINE)
     assert re.search(r"^  trainer.max_steps=\d+ ", out, re.MULTILINE)
     (tmp_path / "mine/model").mkdir(parents=True)
     (tmp_path / "mine/model/own.yaml").write_text("# mine\n")
