@@ -144,26 +144,27 @@ def groups(runs: Runs, metric: str) -> list[Group]:
 def compare(values: Mapping[int, float], baseline: Mapping[int, float], *, grows: bool = False) -> Verdict:
     """Is what gave `values` better than what gave `baseline`? Both are a metric by seed; `grows`: larger is better.
 
-    With two or more seeds in both, the differences of those seeds are looked at (Student's paired t interval): what a seed
-    does to both sides falls out. Else the two means are (Welch, 1947). The choice depends on the seeds alone, never on the
-    result. The interval takes the mean for normally distributed over seeds, and holds for one comparison; of many, a
-    twentieth will be off.
+    Of the same seeds, two or more, the differences of each are looked at (Student's paired t interval): what a seed does to
+    both sides falls out. Else the two means are, over all seeds of each (Welch, 1947). Pairs of the seeds that both happen to
+    have would leave out the others, so that the difference would not be the one of the means, and a seed that went badly on
+    one side alone would go unseen; Welch's interval is at worst too wide, where seeds act on both sides alike. The choice
+    depends on the seeds alone, never on the result. The interval takes the mean for normally distributed over seeds, and
+    holds for one comparison; of many, a twentieth will be off.
     """
     from scipy.stats import t
 
-    common = sorted(set(values) & set(baseline))
-    if len(common) >= 2:
-        differences = [values[seed] - baseline[seed] for seed in common]
-        mean, variance = _mean_and_variance(differences)
-        half = t.ppf((1 + CONFIDENCE) / 2, len(common) - 1) * math.sqrt(variance / len(common))
-        return Verdict(mean, float(half), (len(common),), True, grows)
+    n = len(values)
+    same = set(values) == set(baseline)
+    if same and n >= 2:
+        mean, variance = _mean_and_variance([values[seed] - baseline[seed] for seed in sorted(values)])
+        half = t.ppf((1 + CONFIDENCE) / 2, n - 1) * math.sqrt(variance / n)
+        return Verdict(mean, float(half), (n,), True, grows)
     sizes = (len(values), len(baseline))
     if 0 in sizes:
         return Verdict(math.nan, math.nan, sizes, False, grows)
     (mean, variance), (other_mean, other_variance) = map(_mean_and_variance, (list(values.values()), list(baseline.values())))
     if 1 in sizes:
-        n = (1,) if len(common) == 1 and sizes == (1, 1) else sizes
-        return Verdict(mean - other_mean, math.nan, n, False, grows)
+        return Verdict(mean - other_mean, math.nan, (1,) if same else sizes, False, grows)
     a, b = variance / sizes[0], other_variance / sizes[1]
     half = 0.0
     if a + b > 0:
