@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2x.compare.runs import Runs, cell, flat
-from gpt2x.compare.statistics import Group, groups, rounded
+from gpt2x.compare.statistics import Group, groups, rounded, seeds
 from gpt2x.config.check import defaults
 from gpt2x.config.schema import TrainConfig
 from gpt2x.errors import UserError
@@ -122,23 +122,21 @@ def make_curve(runs: Runs, name: str) -> Curve:
     if len(found) > 1:
         differing = ", ".join(column.removeprefix("config.") for column in found[0].settings)
         raise UserError(f"save_curve={name}: these runs are of {len(found)} recipes: they differ in {differing}")
-    seeds = sorted(found[0].values) if found else []
-    if len(seeds) < AT_LEAST:
-        problem = (
-            f"{len(seeds)} finished with different seeds, and the spread of a curve takes {AT_LEAST}; 5 or more are better"
-        )
+    used = sorted(found[0].values) if found else []
+    if len(used) < AT_LEAST:
+        problem = f"{len(used)} finished with different seeds, and the spread of a curve takes {AT_LEAST}; 5 or more are better"
         raise UserError(f"save_curve={name}: {problem}")
     group: Group = found[0]
     table = finished.metrics[["run", "step", METRIC]].dropna()
-    table["seed"] = table["run"].map(finished.table["config.seed"]).astype("int64")
-    losses = table.groupby(["step", "seed"])[METRIC].mean().unstack("seed")[seeds].dropna()
+    table["seed"] = table["run"].astype(object).map(seeds(finished))
+    losses = table.groupby(["step", "seed"])[METRIC].mean().unstack("seed")[used].dropna()
     if losses.empty:
         raise UserError(f"save_curve={name}: these runs were never evaluated at the same steps")
     folder = Path(finished.table.loc[group.runs[0], "folder"])
     return Curve(
         name=name,
         settings=decisive(finished.settings(group.runs[0])),
-        seeds=seeds,
+        seeds=used,
         versions=read_result(folder).get("versions", {}),
         steps=[int(step) for step in losses.index],
         mean=[round(float(mean), 6) for mean in losses.mean(axis=1)],

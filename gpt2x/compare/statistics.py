@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Integral
 from typing import TYPE_CHECKING
 
 from gpt2x.compare.runs import Runs
@@ -27,7 +28,8 @@ class Group:
     """Runs that differ in nothing but the seed.
 
     `settings` are those that other groups have otherwise, by the names of the table's columns. `runs` are all of the runs,
-    `values` the metric of each seed that finished with one; a seed that ran more than once counts once, with the mean.
+    `values` the metric of each seed that finished with one; a seed that ran more than once counts once, with the mean, and
+    a run of which no seed is known does not count.
     """
 
     settings: dict[str, object]
@@ -119,16 +121,25 @@ def decisive(runs: Runs) -> list[str]:
     return [c for c in runs.table if c.startswith("config.") and c not in _NOT_DECISIVE and not c.startswith(aside)]
 
 
+def seeds(runs: Runs) -> pd.Series:
+    """The seed of each run; missing where its configuration tells none."""
+    import pandas as pd
+
+    known = runs.table["config.seed"] if "config.seed" in runs.table else [None] * len(runs)
+    whole = [seed if isinstance(seed, Integral) and 0 <= seed < 2**32 else None for seed in known]
+    return pd.Series(whole, index=runs.table.index, dtype="Int64")
+
+
 def groups(runs: Runs, metric: str) -> list[Group]:
     """Runs that differ in nothing but the seed, together; the best mean first, groups that have none last."""
     settings = decisive(runs)
     texts = runs.table[settings].map(str)
     differing = [column for column in settings if texts[column].nunique() > 1]
     measured = values(runs, metric).where(runs.table["status"] == "finished")
-    found = []
+    found, seed = [], seeds(runs)
     keys = texts[differing].agg("\0".join, axis=1) if differing else texts.index.map(lambda run: "")
     for _, part in runs.table.groupby(list(keys), sort=False):
-        by_seed = measured[part.index].dropna().groupby(part["config.seed"]).mean()
+        by_seed = measured[part.index].dropna().groupby(seed[part.index]).mean()
         first = part.iloc[0]
         found.append(
             Group(

@@ -114,6 +114,20 @@ def test_a_curve_is_kept_and_tells_healthy_runs_from_odd_ones(compare, outputs, 
     assert "curve" not in out
 
 
+def test_a_run_without_a_readable_configuration_or_seed_is_shown_all_the_same(compare, outputs, tmp_path):
+    run = shutil.copytree(outputs / "sweeps/2026-11-24/10-00-00/0", tmp_path / "run")
+    whole = (run / "config.yaml").read_text()
+    (tmp_path / "bare").mkdir()
+    shutil.copy(run / "result.json", tmp_path / "bare")
+    (run / "config.yaml").write_text(whole[:100] + "\n: [")
+    for folder in ("run", "bare"):
+        code, out, err = compare(folder, f"html={tmp_path / 'page.html'}")
+        assert (code, out.startswith("1 run in .: 1 finished")) == (0, True), err
+    (run / "config.yaml").write_text(whole.replace("\nseed: 1\n", "\nseed: abc\n"))
+    code, out, err = compare("run", "outputs/sweeps", f"html={tmp_path / 'page.html'}")
+    assert (code, "(95 %, n=3, paired)" in out) == (0, True), err
+
+
 def test_runs_that_were_never_evaluated_are_shown_all_the_same(compare, outputs, tmp_path):
     run = shutil.copytree(outputs / "runs/2026-11-24/killed", tmp_path / "run")
     (run / "metrics.jsonl").unlink()

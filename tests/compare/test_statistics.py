@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 from compare.synthetic import runs as synthetic_runs
 from hypothesis import given
@@ -49,6 +51,22 @@ def test_unfinished_runs_and_repeated_seeds_do_not_count_as_evidence():
     best = values(runs, "val/loss")
     assert group.values == {1: best["0"], 2: pytest.approx((best["1"] + best["2"]) / 2, rel=1e-14)}
     assert len(group.runs) == 4
+
+
+@pytest.mark.parametrize("seed", ["abc", None, 1.5, math.inf, 10**400, "[1,2]"], ids=lambda seed: str(seed)[:5])
+def test_a_run_of_which_no_seed_is_known_is_no_evidence(seed):
+    runs = synthetic_runs(settings=1, seeds=3)
+    runs.table["config.seed"] = pd.Series([1, seed, 3], index=runs.table.index, dtype=object)
+    (group,) = groups(runs, "val/loss")
+    best = values(runs, "val/loss")
+    assert (group.values, len(group.runs)) == ({1: best["0"], 3: best["2"]}, 3)
+
+
+def test_where_no_configuration_could_be_read_there_is_no_seed():
+    runs = synthetic_runs(settings=1, seeds=3)
+    runs = replace(runs, table=runs.table.filter(regex=r"^(?!config\.)"))
+    (group,) = groups(runs, "val/loss")
+    assert (group.n, len(group.runs)) == (0, 3)
 
 
 def test_the_metric_may_be_the_best_over_the_run_or_the_last():
