@@ -164,16 +164,10 @@ class _Run:
     def __init__(self, folder: Path):
         self.folder = folder
         self.problems: list[str] = []
-        self.result = self._result()
+        self.result = read_result(folder, self.problems)
         self.config = self._config()
         self.metrics = _columns(self._lines("metrics.jsonl"))
         self.samples = self._lines("samples.jsonl")
-
-    def _result(self) -> dict[str, Any]:
-        result = read_result(self.folder)
-        if not result and (path := self.folder / "result.json").exists():
-            self.problems.append(f"{path}: damaged, taken for missing")
-        return result
 
     def _config(self) -> dict[str, Any]:
         path = self.folder / "config.yaml"
@@ -263,7 +257,7 @@ class _Run:
         return {"name": name, "value": values[at], "step": self.metrics["step"][at]}
 
     def _overrides(self) -> str:
-        if isinstance(self.result.get("overrides"), list):
+        if "overrides" in self.result:
             return " ".join(self.result["overrides"])
         try:
             return " ".join((self.folder / "overrides.txt").read_text(encoding="utf-8").splitlines())
@@ -372,5 +366,5 @@ def _metrics(names: list[str], loaded: list[_Run]) -> pd.DataFrame:
 def _samples(names: list[str], loaded: list[_Run]) -> pd.DataFrame:
     import pandas as pd
 
-    rows = [{"run": name, **row} for name, run in zip(names, loaded, strict=True) for row in run.samples]
+    rows = [{**row, "run": name} for name, run in zip(names, loaded, strict=True) for row in run.samples]
     return pd.DataFrame(rows).reindex(columns=_SAMPLES)
