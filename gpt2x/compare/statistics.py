@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from numbers import Integral
 from typing import TYPE_CHECKING
 
-from gpt2x.compare.runs import Runs
+from gpt2x.compare.runs import AXES, Runs
 from gpt2x.errors import UserError
 
 if TYPE_CHECKING:
@@ -110,8 +110,8 @@ def values(runs: Runs, metric: str) -> pd.Series:
         return series.fillna(table["metric"].where(table["metric_name"] == metric)).rename(metric)
     elif metric == "val/loss":  # which every run has in the end
         return table["metric"].rename(metric)
-    logged = [name for name in runs.metrics.columns if name.startswith("val/")]
-    found = [*(logged or runs.metrics.columns[5:]), *(name for name in table if name.startswith("last."))]
+    logged = sorted((name for name in runs.metrics if name not in ("run", *AXES)), key=lambda name: not name.startswith("val/"))
+    found = [*logged, *(name for name in table if name.startswith("last."))]
     raise UserError(f"metric={metric}: none of these runs has logged it\n  there are: {', '.join(found) or 'none'}")
 
 
