@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from gpt2x.config.check import check
 from gpt2x.config.compose import plain_yaml
 from gpt2x.config.option import ConfigError, show
-from gpt2x.config.schema import TrainConfig
+from gpt2x.config.schema import BESIDE, TrainConfig, is_any_of
 from gpt2x.errors import UserError
 from gpt2x.tracking.result import read_result, status_of
 
@@ -32,7 +32,7 @@ _log = logging.getLogger(__name__)
 AXES = ("step", "tokens", "seconds", "flops")
 """Columns of `Runs.metrics` that say how far a run was."""
 
-_BESIDE = {"checkpoints", "cache", "wandb", "plots"}  # folders in which no run lies
+_WITHOUT_RUNS = {"checkpoints", "cache", "wandb", "plots"}  # folders
 _COLUMNS = [
     *("folder", "sweep", "job", "name", "status", "metric", "metric_name", "best_step", "steps", "tokens", "seconds", "flops"),
     *("parameters", "started", "config_hash", "git_commit", "error", "overrides"),
@@ -79,18 +79,19 @@ class Runs:
         """One run's `x` and `metric`, in the order they were logged, where both are known."""
         return self.metrics[self.metrics["run"] == run].reindex(columns=[x, metric]).dropna()
 
+    def setting_columns(self, beside: tuple[str, ...] = ()) -> list[str]:
+        """The columns of settings ("config.<dotted key>"), but for those `beside` (see schema.py)."""
+        columns = [column for column in self.table if column.startswith("config.")]
+        return [column for column in columns if not is_any_of(column.removeprefix("config."), beside)]
+
     def settings(self, run: str) -> dict[str, Any]:
         """One run's settings by their dotted names, those left out that are null or that it has not got."""
-        found = {column.removeprefix("config."): self.table.at[run, column] for column in self.table if _is_setting(column)}
+        found = {column.removeprefix("config."): self.table.at[run, column] for column in self.setting_columns()}
         return {key: getattr(value, "item", lambda value=value: value)() for key, value in found.items() if value is not None}
 
     def differing(self) -> list[str]:
-        """The settings ("config.<dotted key>") that are not the same in all runs, but for where things lie."""
-        return [
-            column
-            for column in self.table
-            if _is_setting(column) and not _says_nothing(column) and self.table[column].map(str).nunique() > 1
-        ]
+        """The columns of settings that are not the same in all runs, but for where things lie."""
+        return [column for column in self.setting_columns(BESIDE) if self.table[column].map(str).nunique() > 1]
 
     def overview(self) -> pd.DataFrame:
         """The table with what one looks at first: status, result, and the settings that are not the same in all runs."""
@@ -141,21 +142,12 @@ def find_runs(path: str | os.PathLike) -> Iterator[Path]:
         elif "result.json" in files and read_result(Path(folder)):
             inner.clear()  # a job of a sweep that failed before it could begin
             yield Path(folder)
-        inner[:] = [name for name in inner if name not in _BESIDE and not name.startswith(".")]
+        inner[:] = [name for name in inner if name not in _WITHOUT_RUNS and not name.startswith(".")]
 
 
 def _in_order(path: Path) -> list:
     """To sort by: jobs by their number, everything else by its name."""
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in path.parts]
-
-
-def _is_setting(column: str) -> bool:
-    return column.startswith("config.")
-
-
-def _says_nothing(column: str) -> bool:
-    """Whether a setting only says what a run is called, where things lie, and who is told."""
-    return column in ("config.name", "config.resume") or column.startswith(("config.paths.", "config.logger."))
 
 
 class _Run:

@@ -13,6 +13,7 @@ from numbers import Integral
 from typing import TYPE_CHECKING
 
 from gpt2x.compare.runs import AXES, Runs
+from gpt2x.config.schema import REPEATED
 from gpt2x.errors import UserError
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 CONFIDENCE = 0.95
 _GROWING = {"accuracy", "balanced_accuracy", "f1", "auroc", "precision", "recall", "tokens_per_s"}
-_NOT_DECISIVE = ("config.name", "config.resume", "config.seed", "config.device.threads")
 
 
 @dataclass(frozen=True)
@@ -117,8 +117,7 @@ def values(runs: Runs, metric: str) -> pd.Series:
 
 def decisive(runs: Runs) -> list[str]:
     """The columns of settings that decide what a run computes, but for the seed and the number of threads."""
-    aside = ("config.paths.", "config.logger.")
-    return [c for c in runs.table if c.startswith("config.") and c not in _NOT_DECISIVE and not c.startswith(aside)]
+    return runs.setting_columns(REPEATED)
 
 
 def seeds(runs: Runs) -> pd.Series:

@@ -35,7 +35,8 @@ def test_runs_that_differ_in_nothing_but_the_seed_are_one_group(outputs):
 
 @pytest.mark.parametrize(("column", "splits"), [
     ("config.name", False), ("config.paths.cache", False), ("config.device.threads", False), ("config.logger.project", False),
-    ("config.model.n_layer", True), ("config.sampling.top_k", True),
+    ("config.resume", False), ("config.seeds", False), ("config.sweep.trials", False), ("config.sweep", False),
+    ("config.model.n_layer", True), ("config.trainer.eval_every", True), ("config.sampling.top_k", True),
 ])  # fmt: skip
 def test_what_decides_nothing_does_not_split_a_group(column, splits):
     runs = synthetic_runs(settings=1, seeds=4)
