@@ -16,14 +16,13 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from gpt2x.compare.runs import Runs, cell, flat
-from gpt2x.compare.statistics import Group, groups, rounded
+from gpt2x.compare.statistics import Group, groups, rounded, seeds
 from gpt2x.config.check import defaults
-from gpt2x.config.schema import TrainConfig
+from gpt2x.config.schema import OBSERVED, TrainConfig, is_any_of
 from gpt2x.errors import UserError
 from gpt2x.files import write_atomic
 from gpt2x.tracking.result import read_result
@@ -34,12 +33,6 @@ AT_LEAST = 3  # seeds
 CONFIDENCE = 0.95
 ROUNDING = 1e-4
 """Nats by which rounding alone may move a loss: the least half width of a band."""
-
-# What a run may have otherwise and still learn the same.
-_BESIDE = (
-    *("name", "seed", "resume", "paths.*", "logger.*", "sample_prompt", "sampling.*", "device.threads"),
-    *("trainer.keep_*", "trainer.log_*", "trainer.checkpoint_every", "trainer.frozen_cache*", "trainer.eval_*"),
-)
 
 
 @dataclass(frozen=True)
@@ -76,7 +69,7 @@ class Curve:
             *path, name = key.split(".")
             functools.reduce(lambda node, part: node.setdefault(part, {}), path, known)[name] = value
         default = {key: cell(value) for key, value in flat(defaults(TrainConfig, known)).items() if value is not None}
-        return decisive(default | self.settings) == decisive(settings)
+        return _learned_from(default | self.settings) == _learned_from(settings)
 
 
 @dataclass(frozen=True)
@@ -110,9 +103,9 @@ class Judgement:
         return f"not as expected of {who}: at {n_outside} of {len(self.steps)} steps{done} {left}; {end}"
 
 
-def decisive(settings: dict[str, Any]) -> dict[str, Any]:
-    """Of all settings, by dotted names, those that decide what is learned, but for the seed."""
-    return {key: value for key, value in settings.items() if not any(fnmatch(key, pattern) for pattern in _BESIDE)}
+def _learned_from(settings: dict[str, Any]) -> dict[str, Any]:
+    """Of all settings, by dotted names, those that decide what is learned at a step, but for the seed."""
+    return {key: value for key, value in settings.items() if not is_any_of(key, OBSERVED)}
 
 
 def make_curve(runs: Runs, name: str) -> Curve:
@@ -122,23 +115,21 @@ def make_curve(runs: Runs, name: str) -> Curve:
     if len(found) > 1:
         differing = ", ".join(column.removeprefix("config.") for column in found[0].settings)
         raise UserError(f"save_curve={name}: these runs are of {len(found)} recipes: they differ in {differing}")
-    seeds = sorted(found[0].values) if found else []
-    if len(seeds) < AT_LEAST:
-        problem = (
-            f"{len(seeds)} finished with different seeds, and the spread of a curve takes {AT_LEAST}; 5 or more are better"
-        )
+    used = sorted(found[0].values) if found else []
+    if len(used) < AT_LEAST:
+        problem = f"{len(used)} finished with different seeds, and the spread of a curve takes {AT_LEAST}; 5 or more are better"
         raise UserError(f"save_curve={name}: {problem}")
     group: Group = found[0]
     table = finished.metrics[["run", "step", METRIC]].dropna()
-    table["seed"] = table["run"].map(finished.table["config.seed"]).astype("int64")
-    losses = table.groupby(["step", "seed"])[METRIC].mean().unstack("seed")[seeds].dropna()
+    table["seed"] = table["run"].astype(object).map(seeds(finished))
+    losses = table.groupby(["step", "seed"])[METRIC].mean().unstack("seed")[used].dropna()
     if losses.empty:
         raise UserError(f"save_curve={name}: these runs were never evaluated at the same steps")
     folder = Path(finished.table.loc[group.runs[0], "folder"])
     return Curve(
         name=name,
-        settings=decisive(finished.settings(group.runs[0])),
-        seeds=seeds,
+        settings=_learned_from(finished.settings(group.runs[0])),
+        seeds=used,
         versions=read_result(folder).get("versions", {}),
         steps=[int(step) for step in losses.index],
         mean=[round(float(mean), 6) for mean in losses.mean(axis=1)],

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from gpt2x import __version__
 from gpt2x.compare.importance import Importance, importance
 from gpt2x.compare.runs import AXES, Runs
-from gpt2x.compare.statistics import Group, decisive, groups, higher_is_better, values
+from gpt2x.compare.statistics import Group, decisive, groups, higher_is_better, seeds, values
 from gpt2x.compare.tables import short_keys
 from gpt2x.config.option import show
 from gpt2x.files import write_atomic
@@ -84,7 +84,7 @@ class _Page:
         self.varied = self._varied()
         self.metrics = _by_interest([name for name in runs.metrics if name not in ("run", *AXES)], runs.metrics)
         self.axes = [name for name in AXES if name in runs.metrics and np.isfinite(runs.metrics[name]).any()] or ["step"]
-        self.groups = groups(runs, metric)
+        self.groups, self.seeds = groups(runs, metric), seeds(runs).dropna().to_dict()
         self.places = {name: i for i, name in enumerate(self.names)}
         worse = -self.values if higher_is_better(metric) else self.values
         self.order = np.argsort(worse, kind="stable").tolist()  # the best run first, those without a value last
@@ -277,12 +277,21 @@ class _Page:
         """Its settings that others have otherwise, as many as a legend can hold."""
         short = short_keys(self.varied)
         settings = [f"{short[name]}={_shown(group.settings[name])}" for name in self.varied if name in group.settings]
-        return f"{', '.join(settings[:4]) or 'all runs'}{', …' if len(settings) > 4 else ''} (n={len(self._counted(group))})"
+        return f"{', '.join(settings[:4]) or 'all runs'}{', …' if len(settings) > 4 else ''} ({self._counted_as(group)})"
 
-    def _counted(self, group: Group) -> list[int]:
-        """The runs that a group's mean is taken over: the finished ones, if there are any."""
+    def _counted_as(self, group: Group) -> str:
+        return f"n={group.n}" if group.n else f"n={len(self._counted(group))}, none of which counts for a verdict"
+
+    def _counted(self, group: Group) -> list[list[int]]:
+        """The runs that a group's mean is taken over, those of each seed together: the finished ones, if there are any.
+
+        A run of which no seed is known counts where there is nothing else, by itself."""
         finished = [run for run in group.runs if self.table.at[run, "status"] == "finished"]
-        return [self.places[run] for run in finished or group.runs]
+        by_seed: dict[int | None, list[int]] = {}
+        for run in finished or group.runs:
+            by_seed.setdefault(self.seeds.get(run), []).append(self.places[run])
+        unknown = by_seed.pop(None, [])
+        return list(by_seed.values()) or [[place] for place in unknown]
 
     def _points(self) -> int:
         """How many points a curve may have for the page to stay small."""
@@ -306,7 +315,10 @@ class _Page:
             metric: {
                 "run": [self._curve(arrays, curves[metric]) for curves in whole],
                 "group": [
-                    self._curve(arrays, _mean([whole[i][metric] for i in self._counted(group)])) for group in self.groups
+                    self._curve(
+                        arrays, _mean([_mean([whole[i][metric] for i in same]) for same in self._counted(group)], error=True)
+                    )
+                    for group in self.groups
                 ],
             }
             for metric in self.metrics
@@ -403,8 +415,8 @@ def _measured(axes: dict[str, np.ndarray], column: np.ndarray, rows: slice) -> d
     return {axis: steps[rows][known] for axis, steps in axes.items()} | {"y": values[known]}
 
 
-def _mean(curves: list[dict[str, np.ndarray] | None]) -> dict[str, np.ndarray] | None:
-    """The mean of some curves and its standard error, at the steps that all of them have; None without any."""
+def _mean(curves: list[dict[str, np.ndarray] | None], *, error: bool = False) -> dict[str, np.ndarray] | None:
+    """The mean of some curves, with its standard `error` if wanted, at the steps that all of them have; None without any."""
     import numpy as np
 
     curves = [curve for curve in curves if curve is not None]
@@ -416,7 +428,7 @@ def _mean(curves: list[dict[str, np.ndarray] | None]) -> dict[str, np.ndarray] |
     at = [np.searchsorted(curve["step"], shared) for curve in curves]
     stacked = {name: np.stack([curve[name][i] for curve, i in zip(curves, at)]) for name in curves[0]}
     mean = {name: values.mean(axis=0) for name, values in stacked.items()}
-    if len(curves) > 1:
+    if error and len(curves) > 1:
         mean["error"] = stacked["y"].std(axis=0, ddof=1) / len(curves) ** 0.5
     return mean if len(shared) else None
 

@@ -83,7 +83,7 @@ def _print_runs(runs: Runs, config: CompareConfig, width: int) -> None:
         print(f"... and {len(table) - config.rows} more: rows={len(table)} shows all")
     print()
     for run, error in runs.table["error"].dropna().head(config.rows).items():
-        print(f"failed {run}: {error.splitlines()[0]}")
+        print(f"failed {run}: {(error.splitlines() or ['unknown'])[0]}")
 
 
 def _print_groups(runs: Runs, found: list[Group], config: CompareConfig, width: int) -> pd.DataFrame:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from gpt2x.config.check import check
 from gpt2x.config.compose import plain_yaml
 from gpt2x.config.option import ConfigError, show
-from gpt2x.config.schema import TrainConfig
+from gpt2x.config.schema import BESIDE, TrainConfig, is_any_of
 from gpt2x.errors import UserError
 from gpt2x.tracking.result import read_result, status_of
 
@@ -32,7 +32,7 @@ _log = logging.getLogger(__name__)
 AXES = ("step", "tokens", "seconds", "flops")
 """Columns of `Runs.metrics` that say how far a run was."""
 
-_BESIDE = {"checkpoints", "cache", "wandb", "plots"}  # folders in which no run lies
+_WITHOUT_RUNS = {"checkpoints", "cache", "wandb", "plots"}  # folders
 _COLUMNS = [
     *("folder", "sweep", "job", "name", "status", "metric", "metric_name", "best_step", "steps", "tokens", "seconds", "flops"),
     *("parameters", "started", "config_hash", "git_commit", "error", "overrides"),
@@ -79,18 +79,19 @@ class Runs:
         """One run's `x` and `metric`, in the order they were logged, where both are known."""
         return self.metrics[self.metrics["run"] == run].reindex(columns=[x, metric]).dropna()
 
+    def setting_columns(self, beside: tuple[str, ...] = ()) -> list[str]:
+        """The columns of settings ("config.<dotted key>"), but for those `beside` (see schema.py)."""
+        columns = [column for column in self.table if column.startswith("config.")]
+        return [column for column in columns if not is_any_of(column.removeprefix("config."), beside)]
+
     def settings(self, run: str) -> dict[str, Any]:
         """One run's settings by their dotted names, those left out that are null or that it has not got."""
-        found = {column.removeprefix("config."): self.table.at[run, column] for column in self.table if _is_setting(column)}
+        found = {column.removeprefix("config."): self.table.at[run, column] for column in self.setting_columns()}
         return {key: getattr(value, "item", lambda value=value: value)() for key, value in found.items() if value is not None}
 
     def differing(self) -> list[str]:
-        """The settings ("config.<dotted key>") that are not the same in all runs, but for where things lie."""
-        return [
-            column
-            for column in self.table
-            if _is_setting(column) and not _says_nothing(column) and self.table[column].map(str).nunique() > 1
-        ]
+        """The columns of settings that are not the same in all runs, but for where things lie."""
+        return [column for column in self.setting_columns(BESIDE) if self.table[column].map(str).nunique() > 1]
 
     def overview(self) -> pd.DataFrame:
         """The table with what one looks at first: status, result, and the settings that are not the same in all runs."""
@@ -141,21 +142,12 @@ def find_runs(path: str | os.PathLike) -> Iterator[Path]:
         elif "result.json" in files and read_result(Path(folder)):
             inner.clear()  # a job of a sweep that failed before it could begin
             yield Path(folder)
-        inner[:] = [name for name in inner if name not in _BESIDE and not name.startswith(".")]
+        inner[:] = [name for name in inner if name not in _WITHOUT_RUNS and not name.startswith(".")]
 
 
 def _in_order(path: Path) -> list:
     """To sort by: jobs by their number, everything else by its name."""
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in path.parts]
-
-
-def _is_setting(column: str) -> bool:
-    return column.startswith("config.")
-
-
-def _says_nothing(column: str) -> bool:
-    """Whether a setting only says what a run is called, where things lie, and who is told."""
-    return column in ("config.name", "config.resume") or column.startswith(("config.paths.", "config.logger."))
 
 
 class _Run:
@@ -164,16 +156,10 @@ class _Run:
     def __init__(self, folder: Path):
         self.folder = folder
         self.problems: list[str] = []
-        self.result = self._result()
+        self.result = read_result(folder, self.problems)
         self.config = self._config()
         self.metrics = _columns(self._lines("metrics.jsonl"))
         self.samples = self._lines("samples.jsonl")
-
-    def _result(self) -> dict[str, Any]:
-        result = read_result(self.folder)
-        if not result and (path := self.folder / "result.json").exists():
-            self.problems.append(f"{path}: damaged, taken for missing")
-        return result
 
     def _config(self) -> dict[str, Any]:
         path = self.folder / "config.yaml"
@@ -263,7 +249,7 @@ class _Run:
         return {"name": name, "value": values[at], "step": self.metrics["step"][at]}
 
     def _overrides(self) -> str:
-        if isinstance(self.result.get("overrides"), list):
+        if "overrides" in self.result:
             return " ".join(self.result["overrides"])
         try:
             return " ".join((self.folder / "overrides.txt").read_text(encoding="utf-8").splitlines())
@@ -372,5 +358,5 @@ def _metrics(names: list[str], loaded: list[_Run]) -> pd.DataFrame:
 def _samples(names: list[str], loaded: list[_Run]) -> pd.DataFrame:
     import pandas as pd
 
-    rows = [{"run": name, **row} for name, run in zip(names, loaded, strict=True) for row in run.samples]
+    rows = [{**row, "run": name} for name, run in zip(names, loaded, strict=True) for row in run.samples]
     return pd.DataFrame(rows).reindex(columns=_SAMPLES)

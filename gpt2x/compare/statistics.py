@@ -9,9 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Integral
 from typing import TYPE_CHECKING
 
-from gpt2x.compare.runs import Runs
+from gpt2x.compare.runs import AXES, Runs
+from gpt2x.config.schema import REPEATED
 from gpt2x.errors import UserError
 
 if TYPE_CHECKING:
@@ -19,7 +21,6 @@ if TYPE_CHECKING:
 
 CONFIDENCE = 0.95
 _GROWING = {"accuracy", "balanced_accuracy", "f1", "auroc", "precision", "recall", "tokens_per_s"}
-_NOT_DECISIVE = ("config.name", "config.resume", "config.seed", "config.device.threads")
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,8 @@ class Group:
     """Runs that differ in nothing but the seed.
 
     `settings` are those that other groups have otherwise, by the names of the table's columns. `runs` are all of the runs,
-    `values` the metric of each seed that finished with one; a seed that ran more than once counts once, with the mean.
+    `values` the metric of each seed that finished with one; a seed that ran more than once counts once, with the mean, and
+    a run of which no seed is known does not count.
     """
 
     settings: dict[str, object]
@@ -108,15 +110,23 @@ def values(runs: Runs, metric: str) -> pd.Series:
         return series.fillna(table["metric"].where(table["metric_name"] == metric)).rename(metric)
     elif metric == "val/loss":  # which every run has in the end
         return table["metric"].rename(metric)
-    logged = [name for name in runs.metrics.columns if name.startswith("val/")]
-    found = [*(logged or runs.metrics.columns[5:]), *(name for name in table if name.startswith("last."))]
+    logged = sorted((name for name in runs.metrics if name not in ("run", *AXES)), key=lambda name: not name.startswith("val/"))
+    found = [*logged, *(name for name in table if name.startswith("last."))]
     raise UserError(f"metric={metric}: none of these runs has logged it\n  there are: {', '.join(found) or 'none'}")
 
 
 def decisive(runs: Runs) -> list[str]:
     """The columns of settings that decide what a run computes, but for the seed and the number of threads."""
-    aside = ("config.paths.", "config.logger.")
-    return [c for c in runs.table if c.startswith("config.") and c not in _NOT_DECISIVE and not c.startswith(aside)]
+    return runs.setting_columns(REPEATED)
+
+
+def seeds(runs: Runs) -> pd.Series:
+    """The seed of each run; missing where its configuration tells none."""
+    import pandas as pd
+
+    known = runs.table["config.seed"] if "config.seed" in runs.table else [None] * len(runs)
+    whole = [seed if isinstance(seed, Integral) and 0 <= seed < 2**32 else None for seed in known]
+    return pd.Series(whole, index=runs.table.index, dtype="Int64")
 
 
 def groups(runs: Runs, metric: str) -> list[Group]:
@@ -125,10 +135,10 @@ def groups(runs: Runs, metric: str) -> list[Group]:
     texts = runs.table[settings].map(str)
     differing = [column for column in settings if texts[column].nunique() > 1]
     measured = values(runs, metric).where(runs.table["status"] == "finished")
-    found = []
+    found, seed = [], seeds(runs)
     keys = texts[differing].agg("\0".join, axis=1) if differing else texts.index.map(lambda run: "")
     for _, part in runs.table.groupby(list(keys), sort=False):
-        by_seed = measured[part.index].dropna().groupby(part["config.seed"]).mean()
+        by_seed = measured[part.index].dropna().groupby(seed[part.index]).mean()
         first = part.iloc[0]
         found.append(
             Group(
@@ -144,26 +154,27 @@ def groups(runs: Runs, metric: str) -> list[Group]:
 def compare(values: Mapping[int, float], baseline: Mapping[int, float], *, grows: bool = False) -> Verdict:
     """Is what gave `values` better than what gave `baseline`? Both are a metric by seed; `grows`: larger is better.
 
-    With two or more seeds in both, the differences of those seeds are looked at (Student's paired t interval): what a seed
-    does to both sides falls out. Else the two means are (Welch, 1947). The choice depends on the seeds alone, never on the
-    result. The interval takes the mean for normally distributed over seeds, and holds for one comparison; of many, a
-    twentieth will be off.
+    Of the same seeds, two or more, the differences of each are looked at (Student's paired t interval): what a seed does to
+    both sides falls out. Else the two means are, over all seeds of each (Welch, 1947). Pairs of the seeds that both happen to
+    have would leave out the others, so that the difference would not be the one of the means, and a seed that went badly on
+    one side alone would go unseen; Welch's interval is at worst too wide, where seeds act on both sides alike. The choice
+    depends on the seeds alone, never on the result. The interval takes the mean for normally distributed over seeds, and
+    holds for one comparison; of many, a twentieth will be off.
     """
     from scipy.stats import t
 
-    common = sorted(set(values) & set(baseline))
-    if len(common) >= 2:
-        differences = [values[seed] - baseline[seed] for seed in common]
-        mean, variance = _mean_and_variance(differences)
-        half = t.ppf((1 + CONFIDENCE) / 2, len(common) - 1) * math.sqrt(variance / len(common))
-        return Verdict(mean, float(half), (len(common),), True, grows)
+    n = len(values)
+    same = set(values) == set(baseline)
+    if same and n >= 2:
+        mean, variance = _mean_and_variance([values[seed] - baseline[seed] for seed in sorted(values)])
+        half = t.ppf((1 + CONFIDENCE) / 2, n - 1) * math.sqrt(variance / n)
+        return Verdict(mean, float(half), (n,), True, grows)
     sizes = (len(values), len(baseline))
     if 0 in sizes:
         return Verdict(math.nan, math.nan, sizes, False, grows)
     (mean, variance), (other_mean, other_variance) = map(_mean_and_variance, (list(values.values()), list(baseline.values())))
     if 1 in sizes:
-        n = (1,) if len(common) == 1 and sizes == (1, 1) else sizes
-        return Verdict(mean - other_mean, math.nan, n, False, grows)
+        return Verdict(mean - other_mean, math.nan, (1,) if same else sizes, False, grows)
     a, b = variance / sizes[0], other_variance / sizes[1]
     half = 0.0
     if a + b > 0:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from gpt2x.compare.runs import Runs
+from gpt2x.compare.runs import Runs, cell
 from gpt2x.compare.statistics import Group, compare, higher_is_better, rounded, values
 from gpt2x.config.check import similar
 from gpt2x.config.option import ConfigError, show
@@ -70,7 +70,8 @@ def group_table(groups: list[Group], metric: str, baseline: Group | None = None)
 def matching(runs: Runs, where: Mapping[str, Any], setting: str) -> list[str]:
     """The names of the runs whose settings are as `where` says: {"model.n_layer": 4, "status": ["finished", "killed"]}.
 
-    A key is a setting's dotted name or its end ("n_layer"), or one of run, sweep, job, name, status; a list: any of these.
+    A key is a setting's dotted name or its end ("n_layer"), or one of run, sweep, job, name, status; a list: any of these,
+    or the whole of it where the setting is itself a list.
 
     Raises:
         ConfigError: none of the runs has such a setting; `setting` is where it was asked for.
@@ -78,8 +79,8 @@ def matching(runs: Runs, where: Mapping[str, Any], setting: str) -> list[str]:
     chosen = runs.table.assign(run=runs.table.index)
     for key, wanted in where.items():
         column = _column(runs, key, setting, where)
-        wanted = [_text(value) for value in (wanted if isinstance(wanted, list) else [wanted])]
-        chosen = chosen[chosen[column].map(_text).isin(wanted)]
+        these = [wanted, *wanted] if isinstance(wanted, list) else [wanted]
+        chosen = chosen[chosen[column].map(_text).isin([_text(cell(value)) for value in these])]
     return list(chosen.index)
 
 

@@ -11,6 +11,8 @@ Exit codes: 0 done; 1 a run failed; 2 the command line or the configuration cann
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import os
 import shutil
 import sys
 import textwrap
@@ -38,8 +40,8 @@ class Command:
 
     `run` is "module:function", imported only when a job starts. It is called with the configuration
     and, if the command `has_run_folder`, with that folder, `overrides` and `sweep`, the sweep's name or None.
-    `shown` are the settings that --help tells about. Arguments without "=" are the elements of the list `positional`,
-    where the command has one.
+    `shown` are the settings that --help tells about. Arguments without "=", and paths with one, are the elements of the list
+    `positional`, where the command has one.
     """
 
     name: str
@@ -128,15 +130,25 @@ def _main(command: Command, argv: Sequence[str]) -> int:
 
 
 def _with_positional(command: Command, arguments: list[str]) -> list[str]:
-    """The arguments as overrides only: those without "=" as one of the list they are the elements of."""
-    bare = [argument for argument in arguments if "=" not in argument] if command.positional else []
+    """The arguments as overrides only: those that are no settings as one of the list they are the elements of."""
+    bare = [argument for argument in arguments if _is_path(command, argument)] if command.positional else []
     if not bare:
         return arguments
-    others = [argument for argument in arguments if "=" in argument]
+    others = [argument for argument in arguments if argument not in bare]
     if (twice := next((o for o in others if o.lstrip("+").startswith(f"{command.positional}=")), None)) is not None:
         value = twice.partition("=")[2]
         raise ConfigError(command.positional, value, f"{bare[0]} is given beside it", "give all in one of the two ways")
     return [f"{command.positional}=[{','.join(map(quote, bare))}]", *others]
+
+
+def _is_path(command: Command, argument: str) -> bool:
+    """Whether an argument is no setting: it has no "=", one behind a "/", or it is a folder not called as a setting is."""
+    key, equals, _ = argument.partition("=")
+    name = key.lstrip("+~")
+    if "/" in name or not equals:
+        return not (equals and name.startswith("hydra/"))
+    known = {"hydra", *(field.name for field in dataclasses.fields(command.schema))}
+    return name.split(".")[0] not in known and os.path.isdir(argument)
 
 
 def _given(key: str, overrides: list) -> bool:

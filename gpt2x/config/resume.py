@@ -5,14 +5,15 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Collection
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from gpt2x.config.compose import Composer, from_yaml
 from gpt2x.config.option import ConfigError, ConfigErrors, show
+from gpt2x.config.schema import is_any_of
 
-# What can change without making the run another experiment.
+# What can change without making the run another experiment. It is no list of what decides nothing (BESIDE in schema.py): the
+# patience, say, decides when a run ends, and may change on the way; the name decides nothing, and the folder bears it already.
 CHANGEABLE = (
     "resume",
     "sample_prompt",
@@ -63,7 +64,7 @@ def resume(composer: Composer, folder: Path, overrides: list) -> None:
 
 def changeable(key: str) -> bool:
     """Whether a setting, or all of a group, can change without making a run another experiment."""
-    return any(fnmatch(name, pattern) for pattern in CHANGEABLE for name in (key, f"{key}."))
+    return is_any_of(key, CHANGEABLE)
 
 
 def differences(saved: Any, config: Any, swept: Collection[str] = ()) -> list[str]:

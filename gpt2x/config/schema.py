@@ -10,6 +10,7 @@ import importlib.util
 import os
 import re
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase as fnmatch
 from typing import Any
 
 from gpt2x.benchmark.config import FinetuneSuiteConfig, GenerateSuiteConfig, JobSuiteConfig
@@ -39,6 +40,24 @@ from gpt2x.training.config import (
     TrainerConfig,
     WSDConfig,
 )
+
+# What in a TrainConfig is beside what a run computes, as patterns of dotted names. What a resumed run may change is another
+# question, with a list of its own (resume.py): changing the patience keeps a run what it is, and does change what comes of it.
+BESIDE = ("name", "resume", "seeds", "sweep.*", "paths.*", "logger.*")
+"""What a run is called, where its files lie, who is told, and what it is one of."""
+REPEATED = (*BESIDE, "seed", "device.threads")
+"""The same, and what makes a run one more of the same experiment: its luck, and the order of sums."""
+OBSERVED = (
+    *(*REPEATED, "sample_prompt", "sampling.*", "trainer.keep_*", "trainer.log_*", "trainer.checkpoint_every"),
+    *("trainer.frozen_cache*", "trainer.eval_*"),
+)
+"""The same, and how the run is watched and kept: at one step the same is learned, though the best evaluation may be another."""
+
+
+def is_any_of(setting: str, patterns: tuple[str, ...]) -> bool:
+    """Whether a setting's dotted name, or all of a group's, is of one of the patterns."""
+    return any(fnmatch(name, pattern) for pattern in patterns for name in (setting, f"{setting}."))
+
 
 # Group -> the classes its YAML files may describe; `_target_` in the file says which one. This is also
 # the allow-list of what a configuration, ours or one found in somebody's checkpoint, can ever call.

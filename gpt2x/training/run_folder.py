@@ -18,7 +18,7 @@ from typing import Any
 
 from gpt2x import __version__
 from gpt2x.config.compose import to_yaml
-from gpt2x.config.schema import TrainConfig
+from gpt2x.config.schema import BESIDE, TrainConfig, is_any_of
 from gpt2x.errors import FolderInUse, UserError
 from gpt2x.files import write_atomic
 from gpt2x.training.trainer import TrainState
@@ -132,8 +132,7 @@ def versions() -> dict[str, str]:
 
 def config_hash(config: TrainConfig) -> str:
     """Hex sha256 of the settings that decide what a run computes: not its name, where files lie, or who is told."""
-    beside = {"name", "resume", "paths", "logger", "sweep", "seeds"}
-    decisive = {key: value for key, value in asdict(config).items() if key not in beside}
+    decisive = {key: value for key, value in asdict(config).items() if not is_any_of(key, BESIDE)}
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 

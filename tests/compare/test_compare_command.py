@@ -114,6 +114,29 @@ def test_a_curve_is_kept_and_tells_healthy_runs_from_odd_ones(compare, outputs, 
     assert "curve" not in out
 
 
+def test_a_run_without_a_readable_configuration_or_seed_is_shown_all_the_same(compare, outputs, tmp_path):
+    run = shutil.copytree(outputs / "sweeps/2026-11-24/10-00-00/0", tmp_path / "run")
+    whole = (run / "config.yaml").read_text()
+    (tmp_path / "bare").mkdir()
+    shutil.copy(run / "result.json", tmp_path / "bare")
+    (run / "config.yaml").write_text(whole[:100] + "\n: [")
+    for folder in ("run", "bare"):
+        code, out, err = compare(folder, f"html={tmp_path / 'page.html'}")
+        assert (code, out.startswith("1 run in .: 1 finished")) == (0, True), err
+    (run / "config.yaml").write_text(whole.replace("\nseed: 1\n", "\nseed: abc\n"))
+    code, out, err = compare("run", "outputs/sweeps", f"html={tmp_path / 'page.html'}")
+    assert (code, "(95 %, n=3, paired)" in out) == (0, True), err
+
+
+def test_a_run_that_failed_without_a_word_is_listed(compare, outputs, tmp_path):
+    shutil.copytree(outputs / "runs/2026-11-24/failed", tmp_path / "run")
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    for more in ({"error": ""}, {"error": "\n"}, {"metric": 3, "overrides": [1]}):
+        (tmp_path / "run" / "result.json").write_text(json.dumps(result | more))
+        code, out, err = compare("run", f"html={tmp_path / 'page.html'}")
+        assert (code, "failed run: " in out) == (0, True), err
+
+
 def test_runs_that_were_never_evaluated_are_shown_all_the_same(compare, outputs, tmp_path):
     run = shutil.copytree(outputs / "runs/2026-11-24/killed", tmp_path / "run")
     (run / "metrics.jsonl").unlink()
@@ -177,6 +200,22 @@ def test_folders_with_odd_names_can_be_given(compare, outputs, tmp_path):
         assert code == 0, err
         assert out.startswith("1 run in .: 1 finished")
         assert name in out
+
+
+def test_folders_with_an_equals_sign_can_be_given(compare, outputs, tmp_path):
+    for name in ("lr=0.1,seed=2", "a,b [c] {d}=1", "rows=3"):
+        shutil.copytree(outputs / "sweeps/2026-11-24/10-00-00/0", tmp_path / "x" / name)
+        for path in (f"x/{name}", f"./x/{name}", f"{tmp_path}/x/{name}"):
+            code, out, err = compare(path, "rows=9")
+            assert (code, out.startswith("1 run in x: 1 finished"), name in out) == (0, True, True), err
+    (tmp_path / "x" / "lr=0.1,seed=2").rename(tmp_path / "lr=0.1,seed=2")
+    (tmp_path / "rows=1").mkdir()  # what is called as a setting is one
+    code, out, err = compare("lr=0.1,seed=2", "rows=1", "hydra/launcher=basic")
+    assert (code, out.startswith("1 run in .: 1 finished")) == (0, True), err
+    code, _, err = compare("lr=0.3,seed=2")  # neither
+    assert (code, "lr" in err) == (2, True)
+    code, _, err = compare("none/lr=0.3")
+    assert (code, "none/lr=0.3: no such folder" in err) == (1, True)
 
 
 def test_help_fits_a_screen_and_its_examples_compose(capsys):

@@ -176,6 +176,28 @@ def test_a_failed_run_does_not_enter_its_groups_mean(runs, tmp_path):
     np.testing.assert_allclose(curve(data, data["curves"]["val/loss"]["group"][at]["y"]), expected, rtol=1e-6)
 
 
+def test_a_seed_that_ran_twice_counts_once(runs, tmp_path):
+    table = runs.table.copy()
+    table.loc[["0", "1", "2"], "config.seed"] = [1, 2, 2]
+    write_page(replace(runs, table=table), tmp_path / "page.html")
+    data = data_of(tmp_path / "page.html")
+    at = next(i for i, group in enumerate(data["groups"]) if 0 in group["runs"])
+    one, two, three = (runs.curve(name, "val/loss")["val/loss"].to_numpy() for name in "012")
+    found = data["curves"]["val/loss"]["group"][at]
+    seeds = np.stack([one, (two + three) / 2])
+    np.testing.assert_allclose(curve(data, found["y"]), seeds.mean(axis=0), rtol=1e-6)
+    np.testing.assert_allclose(curve(data, found["error"]), np.abs(seeds[0] - seeds[1]) / 2, rtol=1e-4)
+    assert data["groups"][at]["label"].endswith("(n=2)")
+
+
+def test_without_a_known_seed_or_an_end_a_mean_says_so(runs, tmp_path):
+    table = runs.table.drop(columns="config.seed")
+    table["status"] = "killed"
+    write_page(replace(runs, table=table), tmp_path / "page.html")
+    labels = [group["label"] for group in data_of(tmp_path / "page.html")["groups"]]
+    assert all(label.endswith("(n=3, none of which counts for a verdict)") for label in labels)
+
+
 def test_long_curves_are_thinned_to_means(tmp_path, monkeypatch):
     monkeypatch.setattr(page, "MAX_POINTS", 20)
     made = synthetic.runs(settings=1, seeds=1, rows=100)

@@ -118,6 +118,11 @@ def test_rows_that_are_none_are_no_rows(run, content):
     assert runs.table["metric"].notna().all()  # result.json has it
 
 
+def test_what_a_text_s_row_says_of_itself_does_not_change_whose_it_is(run):
+    (run / "samples.jsonl").write_text(json.dumps({"step": 3, "run": "another", "prompt": "a", "text": "b"}) + "\n")
+    assert load_runs(run).samples[["run", "step"]].values.tolist() == [["run", 3]]
+
+
 def test_a_run_of_an_older_version_has_the_defaults_of_settings_that_came_later(run):
     config = yaml.safe_load((run / "config.yaml").read_text())
     del config["model"]["attention"], config["finetune"], config["trainer"]["patience"]

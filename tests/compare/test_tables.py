@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from compare.synthetic import runs as synthetic_runs
 
+from gpt2x.compare.runs import cell
 from gpt2x.compare.statistics import groups
 from gpt2x.compare.tables import group_table, matching, render, run_table, short_keys, shown
 from gpt2x.config.option import ConfigError
@@ -62,6 +63,16 @@ def test_runs_are_chosen_by_their_settings(runs, where, expected):
         return
     found = matching(runs, where, "where")
     assert found == (expected if expected is not None else [])
+
+
+@pytest.mark.parametrize(("wanted", "expected"), [
+    ([0.9, 0.95], ["0", "2"]), ([[0.9, 0.95], [0.8, 0.9]], ["0", "1", "2"]), ([0.95, 0.9], []), ([0.9], []), (0.9, []),
+    ([[0.8, 0.9]], ["1"]), ("[0.8,0.9]", ["1"]),
+])  # fmt: skip
+def test_a_setting_may_be_a_list(wanted, expected):
+    runs = synthetic_runs(settings=1, seeds=3)
+    runs.table["config.optimizer.betas"] = [cell(betas) for betas in ([0.9, 0.95], [0.8, 0.9], [0.9, 0.95])]
+    assert matching(runs, {"betas": wanted}, "where") == expected
 
 
 def test_a_setting_that_is_none_is_told_with_the_one_that_was_meant(runs):
