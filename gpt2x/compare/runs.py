@@ -100,6 +100,9 @@ class Runs:
         known = [c for c in ("status", "metric", "best_step", "steps", "tokens", "seconds") if self.table[c].notna().any()]
         return self.table[known].join(settings)
 
+    def __repr__(self) -> str:
+        return f"Runs({len(self)} {'run' if len(self) == 1 else 'runs'}, {len(self.metrics)} logged rows, from {self.root})"
+
     def _repr_html_(self) -> str:
         return self.overview()._repr_html_()
 
