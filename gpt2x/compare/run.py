@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gpt2x.compare import curves
-from gpt2x.compare.curves import Judgement
+from gpt2x.compare.curves import Curve, Judgement
 from gpt2x.compare.runs import Runs, load_runs
 from gpt2x.compare.statistics import Group, groups
 from gpt2x.compare.tables import group_table, matching, render, run_table, shown
@@ -37,14 +37,11 @@ def compare(config: CompareConfig) -> None:
     _print_runs(runs, config, width)
     if len(found) > 1 or found[0].n > 1:
         table = _print_groups(runs, found, config, width)
-    where_curves = curves.SHIPPED if config.curves is None else Path(config.curves)
-    judgements = _judge(runs, where_curves)
-    for run, judgement in judgements.items():
-        print(f"curve  {run}: {judgement}")
+    judgements = _judge(runs, list(curves.load_curves(curves.SHIPPED, Path(config.curves))))
     if config.save_curve is not None:
-        print(f"curve  {path_shown(curves.save_curve(curves.make_curve(runs, config.save_curve), where_curves))}")
+        print(f"curve  {path_shown(curves.save_curve(curves.make_curve(runs, config.save_curve), Path(config.curves)))}")
     if config.output is not None:
-        _export(runs, found, table, list(judgements.values()), config)
+        _export(runs, found, table, judgements, config)
     if config.html is not None:
         from gpt2x.compare.page import write_page
 
@@ -114,15 +111,22 @@ def _print_groups(runs: Runs, found: list[Group], config: CompareConfig, width: 
     return table
 
 
-def _judge(runs: Runs, folder: Path) -> dict[str, Judgement]:
-    """What is said of the runs whose settings are those of a known curve."""
-    known = list(curves.load_curves(folder))
-    found = {}
-    for run in runs.table.index if known else ():
-        settings = runs.settings(run)
-        for curve in known:
-            if curve.matches(settings) and (judgement := curves.judge(runs, run, curve)) is not None:
-                found[run] = judgement
+def _judge(runs: Runs, known: list[Curve]) -> list[Judgement]:
+    """Hold the runs whose settings are those of a known curve against it, and print a line a curve and one a run outside."""
+    found = []
+    settings = {run: runs.settings(run) for run in runs.table.index if known}
+    for curve in known:
+        held = {run: curves.judge(runs, run, curve) for run in settings if curve.matches(settings[run])}
+        held = {run: judgement for run, judgement in held.items() if judgement is not None}
+        n_inside = sum(judgement.inside for judgement in held.values())
+        if len(held) > 1:
+            print(
+                f"curve  {curve.name} (n={len(curve.seeds)}): {n_inside} of {len(held)} runs are as expected, in the 95 % band"
+            )
+        for run, judgement in held.items():
+            if len(held) == 1 or not judgement.inside:
+                print(f"curve  {run}: {judgement}")
+        found += held.values()
     return found
 
 

@@ -114,6 +114,21 @@ def test_a_curve_is_kept_and_tells_healthy_runs_from_odd_ones(compare, outputs, 
     assert "curve" not in out
 
 
+def test_curves_of_one_s_own_lie_in_the_outputs_and_are_told_in_a_line(compare, outputs, tmp_path):
+    sweep, paths = "outputs/sweeps/2026-11-24/10-00-00", "paths.outputs=own"
+    code, out, _ = compare(f"{sweep}/0", f"{sweep}/1", f"{sweep}/2", "save_curve=tiny", paths)
+    assert (code, (tmp_path / "own/curves/tiny.json").exists()) == (0, True)
+    shutil.copytree(outputs / "runs/2026-11-24/interrupted", tmp_path / "odd")
+    rows = [json.loads(line) for line in (tmp_path / "odd" / "metrics.jsonl").read_text().splitlines()]
+    (tmp_path / "odd" / "metrics.jsonl").write_text(
+        "".join(json.dumps(row | {"val/loss": row["val/loss"] + 3} if "val/loss" in row else row) + "\n" for row in rows)
+    )
+    code, out, _ = compare(sweep, "odd", paths)
+    lines = [line for line in out.splitlines() if line.startswith("curve")]
+    assert lines[0] == "curve  tiny (n=3): 3 of 4 runs are as expected, in the 95 % band"
+    assert (len(lines), "odd: not as expected of tiny" in lines[1]) == (2, True)
+
+
 def test_runs_that_were_never_evaluated_are_shown_all_the_same(compare, outputs, tmp_path):
     run = shutil.copytree(outputs / "runs/2026-11-24/killed", tmp_path / "run")
     (run / "metrics.jsonl").unlink()
