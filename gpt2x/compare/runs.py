@@ -32,6 +32,7 @@ _log = logging.getLogger(__name__)
 AXES = ("step", "tokens", "seconds", "flops")
 """Columns of `Runs.metrics` that say how far a run was."""
 
+_WHAT_IS_LEARNED = ("config.task._target_", "config.data.name", "config.data.path", "config.data.builtin", "config.tokenizer.")
 _BESIDE = {"checkpoints", "cache", "wandb", "plots"}  # folders in which no run lies
 _COLUMNS = [
     *("folder", "sweep", "job", "name", "status", "metric", "metric_name", "best_step", "steps", "tokens", "seconds", "flops"),
@@ -91,6 +92,13 @@ class Runs:
             for column in self.table
             if _is_setting(column) and not _says_nothing(column) and self.table[column].map(str).nunique() > 1
         ]
+
+    def apart(self) -> str | None:
+        """Why the losses of these runs do not compare; None where they do."""
+        apart = sorted({name.split(".")[1] for name in self.differing() if name.startswith(_WHAT_IS_LEARNED)})
+        if not apart:
+            return None
+        return f"The runs differ in their {' and '.join(apart)}: losses of different tasks, data or tokenizers do not compare."
 
     def overview(self) -> pd.DataFrame:
         """The table with what one looks at first: status, result, and the settings that are not the same in all runs."""

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gpt2x.compare.runs import Runs
-from gpt2x.errors import UserError
+from gpt2x.config.check import similar
+from gpt2x.config.option import ConfigError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -96,7 +97,7 @@ def values(runs: Runs, metric: str) -> pd.Series:
     """The metric of each run, NaN where it was not measured: its best over the run, with "last.NAME" its last evaluation's.
 
     Raises:
-        UserError: no run has it.
+        ConfigError: no run has it.
     """
     table = runs.table
     if metric.startswith("last."):
@@ -110,7 +111,9 @@ def values(runs: Runs, metric: str) -> pd.Series:
         return table["metric"].rename(metric)
     logged = [name for name in runs.metrics.columns if name.startswith("val/")]
     found = [*(logged or runs.metrics.columns[5:]), *(name for name in table if name.startswith("last."))]
-    raise UserError(f"metric={metric}: none of these runs has logged it\n  there are: {', '.join(found) or 'none'}")
+    close = similar(metric, found)
+    problem = "none of these runs has logged it" + (f"; did you mean {close[0]}?" if close else "")
+    raise ConfigError("metric", metric, problem, f"there are: {', '.join(found) or 'none'}")
 
 
 def decisive(runs: Runs) -> list[str]:
