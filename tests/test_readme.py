@@ -41,7 +41,7 @@ RUNS = {  # what the README calls a run -> how it is made
     "CLASSIFIER": ["task=classifier", "data=spam_sample"],
     "ANSWERING": ["task=instruct", "data=instructions_sample", "model.context_length=128"],
     "ADAPTED": ["task=instruct", "data=instructions_sample", "finetune=lora", "model.context_length=128"],
-    "SWEEP": ["data.val_fraction=0.01", "seeds=2"],
+    "SWEEP": ["data.val_fraction=0.01", "optimizer.lr=1e-3,3e-3", "seeds=2"],
 }
 
 
@@ -138,7 +138,7 @@ def test_a_command_of_the_readme(line, runs, tmp_path, monkeypatch, capsys, requ
         if "sweep.n_trials=3" in arguments:
             assert len(rows) == 3
         elif arguments[0].startswith("resume="):
-            assert len(rows) == 2
+            assert len(rows) == 4
         else:
             seeds = 3 if "seeds=3" in arguments else 1
             lists = [len(a.split(",")) for a in arguments if "," in a and "[" not in a]

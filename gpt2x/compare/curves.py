@@ -1,7 +1,8 @@
 """Is my curve normal? Expected validation losses of known recipes, and whether a run keeps to them.
 
-A curve is made from runs that differ in nothing but the seed (`make_curve`) and kept as a small JSON file; those that ship
-lie in curves/ beside this module. `judge` holds a run of the same settings against it.
+A curve is made from runs that differ in nothing but the seed (`make_curve`) and kept as a small JSON file: one's own lie in
+the folder curves of the outputs, those that ship in curves/ beside this module. `judge` holds a run of the same settings
+against it.
 
 The band is where one more run of the recipe lies with 95 % probability, at all of its evaluations together: at each of K
 steps Student's prediction interval, mean ± t * s * sqrt(1 + 1/n) with n - 1 degrees of freedom, at 1 - 0.05 / K
@@ -137,16 +138,16 @@ def make_curve(runs: Runs, name: str) -> Curve:
     )
 
 
-def save_curve(curve: Curve, folder: Path = SHIPPED) -> Path:
+def save_curve(curve: Curve, folder: Path) -> Path:
     """Write a curve as a JSON file; returns its path."""
     path = Path(folder) / f"{curve.name}.json"
     write_atomic(path, json.dumps(asdict(curve), indent=1) + "\n")
     return path
 
 
-def load_curves(folder: Path = SHIPPED) -> Iterator[Curve]:
-    """The curves in a folder. Raises UserError for a file that holds none."""
-    for path in sorted(Path(folder).glob("*.json")):
+def load_curves(*folders: Path) -> Iterator[Curve]:
+    """The curves in some folders, which need not be there. Raises UserError for a file that holds none."""
+    for path in (path for folder in folders for path in sorted(Path(folder).glob("*.json"))):
         try:
             curve = Curve(**json.loads(path.read_text(encoding="utf-8")))
             if not (len(curve.steps) == len(curve.mean) == len(curve.deviation) >= 1 and len(curve.seeds) >= AT_LEAST):

@@ -67,15 +67,28 @@ function smooth(curve, halfLife) {
   return curve.map((value) => (sum = decay * sum + value) / (weight = decay * weight + 1));
 }
 
+/** What groups are called: their settings that differ among them, those with the most values first, as many as a legend holds. */
+function namesOf(groups) {
+  const names = Object.keys(groups[0]?.settings ?? {});
+  const count = new Map(names.map((name) => [name, new Set(groups.map(({ settings }) => settings[name])).size]));
+  const told = names.filter((name) => count.get(name) > 1).sort((a, b) => count.get(b) - count.get(a));
+  return groups.map(({ settings, n }) => {
+    const parts = told.filter((name) => settings[name] !== null).map((name) => `${name}=${settings[name]}`);
+    return `${parts.slice(0, 4).join(", ") || "all runs"}${parts.length > 4 ? ", …" : ""} (${n})`;
+  });
+}
+
 /** Every curve of a metric that is to be seen: what it is called, its colour, its arrays, how many more lie under it. */
 function curvesOf(metric) {
   const grouped = byId("color").value === "group";
   const visible = new Set(shown);
-  const all = grouped ? data.groups.map((group) => group.label) : data.labels;
-  return all
-    .map((label, i) => ({ label, color: PALETTE[i % PALETTE.length], curve: data.curves[metric][grouped ? "group" : "run"][i],
-      there: grouped ? data.groups[i].runs.some((run) => visible.has(run)) : visible.has(i) }))
+  const found = (grouped ? data.groups : data.labels)
+    .map((group, i) => ({ group, label: group, color: PALETTE[i % PALETTE.length], curve: data.curves[metric][grouped ? "group" : "run"][i],
+      there: grouped ? group.runs.some((run) => visible.has(run)) : visible.has(i) }))
     .filter(({ curve, there }) => curve && there);
+  if (!grouped) return found;
+  const names = namesOf(found.map(({ group }) => group));
+  return found.map((one, i) => ({ ...one, label: names[i] }));
 }
 
 function drawCurve(side) {
@@ -103,7 +116,7 @@ function drawCurve(side) {
   plot.setAttribute("aria-label", `${metric} of ${found.length} curves by ${data.axes[axis]}; the table has the numbers`);
   return Plotly.react(plot, traces, layout({
     title: { text: found.length ? "" : "none of the runs in the table has it", font: { size: 14 } },
-    showlegend: !many, legend: { orientation: "h", yref: "container", y: 0, yanchor: "bottom", font: { size: 11 } },
+    showlegend: !many, legend: { orientation: "h", yref: "container", y: 0, yanchor: "bottom", font: { size: 11 }, maxheight: 0.3 },
     xaxis: axisLook(data.axes[axis], logX), yaxis: axisLook(metric, logY),
   }), config);
 }

@@ -22,7 +22,7 @@ from gpt2x import __version__
 from gpt2x.compare.importance import Importance, importance
 from gpt2x.compare.runs import AXES, Runs
 from gpt2x.compare.statistics import Group, decisive, groups, higher_is_better, seeds, values
-from gpt2x.compare.tables import short_keys
+from gpt2x.compare.tables import said, short_keys, varied
 from gpt2x.config.option import show
 from gpt2x.files import write_atomic
 
@@ -35,11 +35,11 @@ MAX_POINTS = 2_000  # of a curve: more than a screen has columns
 MIN_POINTS = 50
 ALL_POINTS = 1_200_000  # of all curves on a page, of 4 bytes each: about 6 MB as text
 PARALLEL_SETTINGS = 10  # as many axes as can be read
+PARALLEL_TICKS = 20  # of an axis, as many as have room
 SAMPLES_PER_RUN = 6
 SAMPLE_CHARACTERS = 4_000
 
 _HERE = Path(__file__).parent
-_WHAT_IS_LEARNED = ("config.task._target_", "config.data.name", "config.data.path", "config.data.builtin", "config.tokenizer.")
 
 
 def write_page(runs: Runs, path: str | Path, *, metric: str = "val/loss", title: str = "Comparing runs") -> None:
@@ -51,7 +51,7 @@ def write_page(runs: Runs, path: str | Path, *, metric: str = "val/loss", title:
         title: the page's heading.
 
     Raises:
-        UserError: no run has the metric (val/loss may be missing: the page then says so).
+        ConfigError: no run has the metric (val/loss may be missing: the page then says so).
     """
     import jinja2
     from markupsafe import Markup  # comes with Jinja2
@@ -81,7 +81,7 @@ class _Page:
         found = values(runs, metric).to_numpy(dtype="float64")
         self.values = np.where(np.isfinite(found), found, np.nan)
         self.settings = runs.differing()
-        self.varied = self._varied()
+        self.varied = varied(runs)
         self.metrics = _by_interest([name for name in runs.metrics if name not in ("run", *AXES)], runs.metrics)
         self.axes = [name for name in AXES if name in runs.metrics and np.isfinite(runs.metrics[name]).any()] or ["step"]
         self.groups, self.seeds = groups(runs, metric), seeds(runs).dropna().to_dict()
@@ -93,20 +93,6 @@ class _Page:
         self.parallel = self._parallel()
         self.samples = self._samples()
         self.points = self._points()
-
-    def _varied(self) -> list[str]:
-        """The settings that differ and decide something; of those that always change together one, such as data.name.
-
-        Where runs differ in what a group is made of, say task._target_, settings that only some of the choices have are left
-        out: they say nothing that the choice does not.
-        """
-        decide, chosen = set(decisive(self.runs)), {}
-        made_otherwise = {name.rpartition(".")[0] for name in self.settings if name.endswith("._target_")}
-        for name in sorted(self.settings, key=lambda name: name.endswith("._target_")):
-            column = self.table[name]
-            if name in decide and not (column.isna().any() and name.rpartition(".")[0] in made_otherwise):
-                chosen.setdefault(_division(column), name)
-        return [name for name in self.settings if name in chosen.values()]
 
     # ---- what is said in words
 
@@ -146,7 +132,7 @@ class _Page:
     def _best(self) -> dict[str, str | None] | None:
         import numpy as np
 
-        if not np.isfinite(self.values).any() or self._apart():
+        if not np.isfinite(self.values).any() or self.runs.apart():
             return None
         best = self.order[0]
         row = self.table.iloc[best]
@@ -163,17 +149,9 @@ class _Page:
         warnings = []
         if not np.isfinite(self.values).any():
             warnings.append(f"None of the runs has a {self.metric} yet.")
-        apart = self._apart()
-        if apart:
-            warnings.append(
-                f"The runs differ in their {' and '.join(apart)}: losses of different tasks, data or tokenizers do not "
-                "compare. Filter the table by them."
-            )
+        if apart := self.runs.apart():
+            warnings.append(f"{apart} Filter the table by them.")
         return warnings
-
-    def _apart(self) -> list[str]:
-        """What of the things that make losses comparable is not the same in all runs."""
-        return sorted({name.split(".")[1] for name in self.settings if name.startswith(_WHAT_IS_LEARNED)})
 
     def _curves_note(self) -> str:
         longest = int(self.runs.metrics.groupby("run", observed=True).size().max()) if len(self.runs.metrics) else 0
@@ -221,7 +199,7 @@ class _Page:
         table = self.table
         named = {"run": pd.Series(self.names, index=table.index), "status": table["status"]}
         named[self.metric] = pd.Series(self.values, index=table.index)
-        hidden = {"parameters", "flops", "started", "overrides", "git_commit"}
+        hidden = {"error", "parameters", "flops", "started", "overrides", "git_commit"}
         for name in ("best_step", "steps", "tokens", "seconds"):
             named[name.replace("_", " ")] = table[name]
         if table["error"].notna().any():
@@ -234,6 +212,12 @@ class _Page:
                 hidden |= {f"last {name[5:]}"} if _seldom(name[5:]) else set()
         named |= {name: table[name] for name in ("parameters", "flops", "started", "overrides", "git_commit")}
         named = {title: column for title, column in named.items() if title in ("run", "status") or column.notna().any()}
+        if len(table) > 1:  # what is the same in all tells nothing
+            hidden |= {title for title, column in named.items() if column.map(str).nunique() == 1} - {
+                "run",
+                "status",
+                self.metric,
+            }
         columns = [{"title": title, "number": _is_number(column), "hidden": title in hidden} for title, column in named.items()]
         cells = [
             [_cell(value, column["number"], column["title"]) for value in cells]
@@ -259,7 +243,11 @@ class _Page:
             "labels": [_label(name) for name in self.names],
             "order": self.order,
             "groups": [
-                {"label": _label(self._group_name(group), 80), "runs": [self.places[run] for run in group.runs]}
+                {
+                    "settings": self._group_settings(group),
+                    "n": self._counted_as(group),
+                    "runs": [self.places[run] for run in group.runs],
+                }
                 for group in self.groups
             ],
             "axes": AXIS_NAMES,
@@ -273,11 +261,10 @@ class _Page:
             "samples": self.samples,
         }
 
-    def _group_name(self, group: Group) -> str:
-        """Its settings that others have otherwise, as many as a legend can hold."""
-        short = short_keys(self.varied)
-        settings = [f"{short[name]}={_shown(group.settings[name])}" for name in self.varied if name in group.settings]
-        return f"{', '.join(settings[:4]) or 'all runs'}{', …' if len(settings) > 4 else ''} ({self._counted_as(group)})"
+    def _group_settings(self, group: Group) -> dict[str, str | None]:
+        """Its settings that others have otherwise, by short names, for the script to name it by; None where it has none."""
+        named = {name: said(column, group.settings.get(column)) for column, name in short_keys(self.varied).items()}
+        return {_label(name): None if value is None else _label(_shown(value), 32) for name, value in named.items()}
 
     def _counted_as(self, group: Group) -> str:
         return f"n={group.n}" if group.n else f"n={len(self._counted(group))}, none of which counts for a verdict"
@@ -385,14 +372,6 @@ class _Arrays:
         return self._known[packed]
 
 
-def _division(column: pd.Series) -> bytes:
-    """The same for settings that divide the runs in the same way, into fewer parts than there are runs."""
-    import pandas as pd
-
-    codes, levels = pd.factorize(column.map(show))
-    return codes.tobytes() if 2 * len(levels) <= len(codes) else str(column.name).encode()
-
-
 def _by_interest(metrics: list[str], frame: pd.DataFrame) -> list[str]:
     """Those that were ever measured: losses first, then what else was evaluated, then the rest."""
     known = [name for name in metrics if frame[name].notna().any()]
@@ -460,18 +439,33 @@ def _axis(label: str, column: pd.Series, measured: bool = False) -> dict[str, An
         elif log:
             ticks = 10 ** np.arange(np.ceil(np.log10(known[0])), np.log10(known[-1]))
         values = np.log10(values) if log else values
+        if ticks is not None:
+            ticks = _apart(np.log10(ticks) if log else ticks)
         axis = {"label": _label(label), "values": [None if math.isnan(value) else value for value in values.tolist()]}
         if ticks is not None:
-            axis["tickvals"] = (np.log10(ticks) if log else ticks).tolist()
-            axis["ticktext"] = [_number(tick) for tick in ticks]
+            axis["tickvals"] = ticks
+            axis["ticktext"] = [_number(float(f"{10**tick:.12g}") if log else tick) for tick in ticks]
         return axis
-    codes, levels = pd.factorize(column.map(_shown), sort=True)
+    codes, levels = pd.factorize(column.map(lambda value: _shown(said(label, value))), sort=True)
+    ticks = _apart(np.arange(len(levels)))
     return {
         "label": _label(label),
         "values": codes.tolist(),
-        "tickvals": list(range(len(levels))),
-        "ticktext": [_label(level, 24) for level in levels],
+        "tickvals": ticks,
+        "ticktext": [_label(levels[tick], 24) for tick in ticks],
     }
+
+
+def _apart(ticks: np.ndarray) -> list[float]:
+    """Of an axis' ticks in ascending order those that have room for their texts: the first, the last, and what is between."""
+    room = (ticks[-1] - ticks[0]) / PARALLEL_TICKS if len(ticks) else 0
+    kept: list[float] = []
+    for tick in ticks.tolist():
+        if not kept or tick - kept[-1] >= room:
+            kept.append(tick)
+    if kept and kept[-1] != ticks[-1]:
+        kept[-1] = ticks[-1].item()
+    return kept
 
 
 def _is_number(column: pd.Series) -> bool:
@@ -487,7 +481,8 @@ def _cell(value: Any, number: bool, title: str) -> dict[str, str]:
     if title == "started":
         return {"text": "" if missing else f"{value:%Y-%m-%d %H:%M}", "order": "" if missing else value.isoformat()}
     if number:
-        return {"text": "" if missing else _number(value), "order": "1e308" if missing else repr(float(value))}
+        number_text = f"{value:,.1f}" if title == "seconds" else _number(value)
+        return {"text": "" if missing else number_text, "order": "1e308" if missing else repr(float(value))}
     text = "" if missing else _shown(value)
     return {"text": text, "order": text}
 

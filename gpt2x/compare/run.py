@@ -8,10 +8,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gpt2x.compare import curves
-from gpt2x.compare.curves import Judgement
+from gpt2x.compare.curves import Curve, Judgement
 from gpt2x.compare.runs import Runs, load_runs
 from gpt2x.compare.statistics import Group, groups
-from gpt2x.compare.tables import group_table, matching, render, run_table, shown
+from gpt2x.compare.tables import (
+    by_variety,
+    column_of,
+    existing,
+    fitting,
+    group_table,
+    matching,
+    render,
+    run_table,
+    shown,
+    varied,
+)
 from gpt2x.config.option import ConfigError
 from gpt2x.config.schema import CompareConfig
 from gpt2x.errors import UserError
@@ -29,22 +40,23 @@ def compare(config: CompareConfig) -> None:
     runs = load_runs(*(config.runs or [config.paths.outputs]))
     if config.where:
         runs = _chosen(runs, config)
+    found, table = groups(runs, config.metric), None
+    finished = [group for group in found if group.n]
+    baseline = _baseline(runs, finished, config)
     width = shutil.get_terminal_size((120, 24)).columns
     counts = Counter(runs.table["status"])
     told = ", ".join(f"{counts[status]} {status}" for status in _ORDER if counts[status])
     print(f"{len(runs)} {'run' if len(runs) == 1 else 'runs'} in {path_shown(runs.root)}: {told}\n")
-    found, table = groups(runs, config.metric), None
+    if apart := runs.apart():
+        print(f"{apart}\nwhere= keeps those that do.\n")
     _print_runs(runs, config, width)
-    if len(found) > 1 or found[0].n > 1:
-        table = _print_groups(runs, found, config, width)
-    where_curves = curves.SHIPPED if config.curves is None else Path(config.curves)
-    judgements = _judge(runs, where_curves)
-    for run, judgement in judgements.items():
-        print(f"curve  {run}: {judgement}")
+    if finished and (len(found) > 1 or finished[0].n > 1):
+        table = _print_groups(runs, finished, baseline, config, width)
+    judgements = _judge(runs, list(curves.load_curves(curves.SHIPPED, Path(config.curves))))
     if config.save_curve is not None:
-        print(f"curve  {path_shown(curves.save_curve(curves.make_curve(runs, config.save_curve), where_curves))}")
+        print(f"curve  {path_shown(curves.save_curve(curves.make_curve(runs, config.save_curve), Path(config.curves)))}")
     if config.output is not None:
-        _export(runs, found, table, list(judgements.values()), config)
+        _export(runs, found, table, judgements, config)
     if config.html is not None:
         from gpt2x.compare.page import write_page
 
@@ -68,7 +80,8 @@ def _chosen(runs: Runs, config: CompareConfig) -> Runs:
     names = matching(runs, config.where, "where")
     if not names:
         problem = f"none of the {len(runs)} runs is like that"
-        raise ConfigError("where", config.where, problem)
+        there = existing(runs, [column_of(runs, key, "where", config.where) for key in config.where])
+        raise ConfigError("where", config.where, problem, f"there are {there}")
     return runs.select(names)
 
 
@@ -76,33 +89,48 @@ def _folders(runs: Runs) -> list[Path]:
     return [Path(folder) for folder in runs.table["folder"]]
 
 
+def _baseline(runs: Runs, found: list[Group], config: CompareConfig) -> Group | None:
+    """What the other groups are measured against: the one that is asked for, else the best of what can be compared."""
+    if not config.baseline:
+        return found[0] if found and not runs.apart() else None
+    named = set(matching(runs, config.baseline, "baseline"))
+    alike = [group for group in found if named & set(group.runs)]
+    if len(alike) != 1:
+        count = "one group" if len(found) == 1 else f"{len(found)} groups"
+        problem = f"of the {count} of finished runs {len(alike) or 'none'} are like that, and one is wanted"
+        settings = [column for column in varied(runs) if found and column in found[0].settings]
+        remedy = f"groups differ in {existing(runs, by_variety(runs, settings))}" if settings else ""
+        raise ConfigError("baseline", config.baseline, problem, remedy)
+    return alike[0]
+
+
 def _print_runs(runs: Runs, config: CompareConfig, width: int) -> None:
     table = shown(run_table(runs, config.metric))
-    print(render(table.head(config.rows), width))
+    first = [name for name in ("status", config.metric, "at step", "steps", "time") if name in table]
+    part = fitting(table.head(config.rows), width, first)
+    print(render(part, width))
     if len(table) > config.rows:
         print(f"... and {len(table) - config.rows} more: rows={len(table)} shows all")
+    if left := len(runs.differing()) - len(part.columns) + len(first):
+        print(f"{left} more {'setting differs' if left == 1 else 'settings differ'}: the page (html=) and output= have them")
     print()
     for run, error in runs.table["error"].dropna().head(config.rows).items():
         print(f"failed {run}: {(error.splitlines() or ['unknown'])[0]}")
 
 
-def _print_groups(runs: Runs, found: list[Group], config: CompareConfig, width: int) -> pd.DataFrame:
+def _print_groups(runs: Runs, found: list[Group], baseline: Group | None, config: CompareConfig, width: int) -> pd.DataFrame:
     """Print the groups over their seeds, and return them as a table of numbers."""
-    baseline = found[0]
-    if config.baseline:
-        named = set(matching(runs, config.baseline, "baseline"))
-        fitting = [group for group in found if named & set(group.runs)]
-        if len(fitting) != 1:
-            problem = f"{len(fitting) or 'none'} of the {len(found)} groups of runs are like that, and one is wanted"
-            raise ConfigError("baseline", config.baseline, problem)
-        baseline = fitting[0]
-    table = group_table(found, config.metric, baseline if len(found) > 1 else None)
+    baseline = baseline if len(found) > 1 else None
+    table = group_table(found, config.metric, baseline)
     if all(group.n <= 1 for group in found):
         print("One seed each: several of each (seeds=5 in training) would tell what of this is more than luck.\n")
         return table
     print("Over seeds, finished runs alone:\n")
-    print(render(shown(table.head(config.rows)), width, index=False))
-    if len(found) > 1:
+    settings = by_variety(runs, [column for column in varied(runs) if column in found[0].settings])
+    told = shown(group_table(found[: config.rows], config.metric, baseline, settings))
+    numbers = list(told.columns[told.columns.get_loc("n") :])
+    print(render(fitting(told, width, numbers, index=False), width, index=False))
+    if baseline is not None:
         note = "mean ± standard error; each verdict is on its own: of 20 where nothing differs, one will find something"
         luck = (
             ""
@@ -114,15 +142,22 @@ def _print_groups(runs: Runs, found: list[Group], config: CompareConfig, width: 
     return table
 
 
-def _judge(runs: Runs, folder: Path) -> dict[str, Judgement]:
-    """What is said of the runs whose settings are those of a known curve."""
-    known = list(curves.load_curves(folder))
-    found = {}
-    for run in runs.table.index if known else ():
-        settings = runs.settings(run)
-        for curve in known:
-            if curve.matches(settings) and (judgement := curves.judge(runs, run, curve)) is not None:
-                found[run] = judgement
+def _judge(runs: Runs, known: list[Curve]) -> list[Judgement]:
+    """Hold the runs whose settings are those of a known curve against it, and print a line a curve and one a run outside."""
+    found = []
+    settings = {run: runs.settings(run) for run in runs.table.index if known}
+    for curve in known:
+        held = {run: curves.judge(runs, run, curve) for run in settings if curve.matches(settings[run])}
+        held = {run: judgement for run, judgement in held.items() if judgement is not None}
+        n_inside = sum(judgement.inside for judgement in held.values())
+        if len(held) > 1:
+            print(
+                f"curve  {curve.name} (n={len(curve.seeds)}): {n_inside} of {len(held)} runs are as expected, in the 95 % band"
+            )
+        for run, judgement in held.items():
+            if len(held) == 1 or not judgement.inside:
+                print(f"curve  {run}: {judgement}")
+        found += held.values()
     return found
 
 

@@ -33,6 +33,7 @@ AXES = ("step", "tokens", "seconds", "flops")
 """Columns of `Runs.metrics` that say how far a run was."""
 
 _WITHOUT_RUNS = {"checkpoints", "cache", "wandb", "plots"}  # folders
+_WHAT_IS_LEARNED = ("config.task._target_", "config.data.name", "config.data.path", "config.data.builtin", "config.tokenizer.")
 _COLUMNS = [
     *("folder", "sweep", "job", "name", "status", "metric", "metric_name", "best_step", "steps", "tokens", "seconds", "flops"),
     *("parameters", "started", "config_hash", "git_commit", "error", "overrides"),
@@ -93,6 +94,13 @@ class Runs:
         """The columns of settings that are not the same in all runs, but for where things lie."""
         return [column for column in self.setting_columns(BESIDE) if self.table[column].map(str).nunique() > 1]
 
+    def apart(self) -> str | None:
+        """Why the losses of these runs do not compare; None where they do."""
+        apart = sorted({name.split(".")[1] for name in self.differing() if name.startswith(_WHAT_IS_LEARNED)})
+        if not apart:
+            return None
+        return f"The runs differ in their {' and '.join(apart)}: losses of different tasks, data or tokenizers do not compare."
+
     def overview(self) -> pd.DataFrame:
         """The table with what one looks at first: status, result, and the settings that are not the same in all runs."""
         from gpt2x.compare.tables import short_keys
@@ -100,6 +108,9 @@ class Runs:
         settings = self.table[self.differing()].rename(columns=short_keys(self.differing()))
         known = [c for c in ("status", "metric", "best_step", "steps", "tokens", "seconds") if self.table[c].notna().any()]
         return self.table[known].join(settings)
+
+    def __repr__(self) -> str:
+        return f"Runs({len(self)} {'run' if len(self) == 1 else 'runs'}, {len(self.metrics)} logged rows, from {self.root})"
 
     def _repr_html_(self) -> str:
         return self.overview()._repr_html_()

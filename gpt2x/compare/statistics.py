@@ -13,8 +13,9 @@ from numbers import Integral
 from typing import TYPE_CHECKING
 
 from gpt2x.compare.runs import AXES, Runs
+from gpt2x.config.check import similar
+from gpt2x.config.option import ConfigError
 from gpt2x.config.schema import REPEATED
-from gpt2x.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -98,7 +99,7 @@ def values(runs: Runs, metric: str) -> pd.Series:
     """The metric of each run, NaN where it was not measured: its best over the run, with "last.NAME" its last evaluation's.
 
     Raises:
-        UserError: no run has it.
+        ConfigError: no run has it.
     """
     table = runs.table
     if metric.startswith("last."):
@@ -112,7 +113,9 @@ def values(runs: Runs, metric: str) -> pd.Series:
         return table["metric"].rename(metric)
     logged = sorted((name for name in runs.metrics if name not in ("run", *AXES)), key=lambda name: not name.startswith("val/"))
     found = [*logged, *(name for name in table if name.startswith("last."))]
-    raise UserError(f"metric={metric}: none of these runs has logged it\n  there are: {', '.join(found) or 'none'}")
+    close = similar(metric, found)
+    problem = "none of these runs has logged it" + (f"; did you mean {close[0]}?" if close else "")
+    raise ConfigError("metric", metric, problem, f"there are: {', '.join(found) or 'none'}")
 
 
 def decisive(runs: Runs) -> list[str]:

@@ -503,7 +503,11 @@ class CompareConfig:
         "keep the validation loss of these runs, which differ in nothing but the seed, as the curve of this name that later "
         "runs of the same settings are held against",
     )
-    curves: str | None = option(None, "folder of such curves; null: those that ship with gpt2x", verbatim=True)
+    curves: str = option(
+        "${paths.outputs}/curves",
+        "folder of such curves, kept and read here; those that ship with gpt2x are read, too",
+        verbatim=True,
+    )
     sync: bool = option(False, "send to wandb what it has not got of these runs")
     workspace: bool = option(False, "save to wandb a workspace that shows these runs")
     project: str | None = option(None, "of wandb; null: the one that each run was made for")
@@ -520,7 +524,8 @@ class CompareConfig:
             raise ConfigError("output", self.output, "is a file, and a folder is wanted")
 
     def check_available(self) -> None:
-        if self.curves is not None and self.save_curve is None and not os.path.isdir(self.curves):
+        usual = os.path.join(self.paths.outputs, "curves")  # there is none before the first curve
+        if self.curves != usual and self.save_curve is None and not os.path.isdir(self.curves):
             raise ConfigError("curves", self.curves, "no such folder", "save_curve=NAME makes a curve, and the folder")
         if self.format == "parquet" and self.output is not None and importlib.util.find_spec("pyarrow") is None:
             remedy = "pip install 'gpt2x[parquet]', or use format=csv"

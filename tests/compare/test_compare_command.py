@@ -35,8 +35,8 @@ def compare(outputs, monkeypatch, tmp_path, capsys):
 
 
 def test_without_arguments_it_tells_of_all_runs(compare, tmp_path):
-    code, out, _ = compare(f"html={tmp_path / 'page.html'}")
-    assert code == 0
+    code, out, err = compare(f"html={tmp_path / 'page.html'}")
+    assert code == 0, err
     assert out.startswith("9 runs in outputs: 6 finished, 1 interrupted, 1 failed, 1 killed\n")
     assert "failed runs/2026-11-24/failed: the training diverged at step" in out
     assert "page   page.html" in out
@@ -48,7 +48,8 @@ def test_a_sweep_gets_a_table_and_a_paired_verdict(compare, outputs):
     assert code == 0
     table = load_runs(outputs / "sweeps").table["metric"]
     first = next(line for line in out.splitlines() if line.startswith(table.idxmin()))
-    assert first.split()[:5] == ["2", "3", "0.003", "finished", f"{table.min():.4f}"]
+    assert first.split()[:5] == ["2", "finished", f"{table.min():.4f}", "12", "12"]
+    assert first.split()[-2:] == ["3", "0.003"]
     difference = np.array(table[3:]) - np.array(table[:3])
     assert f"worse by {difference.mean():.3f}" in out
     assert "(95 %, n=3, paired)" in out
@@ -69,6 +70,26 @@ def test_one_seed_each_gives_no_verdict(compare):
     assert code == 0
     assert "One seed each" in out
     assert "better by" not in out
+
+
+def test_a_group_that_never_finished_is_left_out_over_seeds(compare):
+    _, out, _ = compare("outputs")
+    over_seeds = out.split("Over seeds, finished runs alone:")[1].split("mean ±")[0].strip().splitlines()
+    assert len(over_seeds) == 1 + 2  # sgd failed
+    assert "n=0" not in out
+
+
+def test_across_tokenizers_no_baseline_is_chosen(compare, outputs, tmp_path):
+    sweep = "outputs/sweeps/2026-11-24/10-00-00"
+    for job in "01":
+        config = shutil.copytree(outputs / "sweeps/2026-11-24/10-00-00" / job, tmp_path / "other" / job) / "config.yaml"
+        config.write_text(config.read_text().replace("vocab_size: 300", "vocab_size: 301"))
+    code, out, _ = compare(f"{sweep}/0", f"{sweep}/1", "other")
+    assert (code, "The runs differ in their tokenizer: losses of different" in out) == (0, True)
+    assert "Over seeds" in out
+    assert "baseline" not in out
+    _, out, _ = compare(f"{sweep}/0", f"{sweep}/1", "other", "baseline={vocab_size: 301}")
+    assert "no difference shown" in out
 
 
 def test_another_metric_ranks_the_runs(compare, outputs):
@@ -137,6 +158,21 @@ def test_a_run_that_failed_without_a_word_is_listed(compare, outputs, tmp_path):
         assert (code, "failed run: " in out) == (0, True), err
 
 
+def test_curves_of_one_s_own_lie_in_the_outputs_and_are_told_in_a_line(compare, outputs, tmp_path):
+    sweep, paths = "outputs/sweeps/2026-11-24/10-00-00", "paths.outputs=own"
+    code, out, _ = compare(f"{sweep}/0", f"{sweep}/1", f"{sweep}/2", "save_curve=tiny", paths)
+    assert (code, (tmp_path / "own/curves/tiny.json").exists()) == (0, True)
+    shutil.copytree(outputs / "runs/2026-11-24/interrupted", tmp_path / "odd")
+    rows = [json.loads(line) for line in (tmp_path / "odd" / "metrics.jsonl").read_text().splitlines()]
+    (tmp_path / "odd" / "metrics.jsonl").write_text(
+        "".join(json.dumps(row | {"val/loss": row["val/loss"] + 3} if "val/loss" in row else row) + "\n" for row in rows)
+    )
+    code, out, _ = compare(sweep, "odd", paths)
+    lines = [line for line in out.splitlines() if line.startswith("curve")]
+    assert lines[0] == "curve  tiny (n=3): 3 of 4 runs are as expected, in the 95 % band"
+    assert (len(lines), "odd: not as expected of tiny" in lines[1]) == (2, True)
+
+
 def test_runs_that_were_never_evaluated_are_shown_all_the_same(compare, outputs, tmp_path):
     run = shutil.copytree(outputs / "runs/2026-11-24/killed", tmp_path / "run")
     (run / "metrics.jsonl").unlink()
@@ -174,10 +210,11 @@ def test_the_workspace_is_saved_for_the_runs(compare, monkeypatch):
 @pytest.mark.parametrize(("arguments", "code", "said"), [
     (["none"], 1, "none: no such folder"),
     (["outputs", "runs=[x]"], 2, "runs=[x]: outputs is given beside it\n  give all in one of the two ways"),
-    (["outputs", "metric=val/los"], 1, "metric=val/los: none of these runs has logged it\n  there are: val/loss,"),
+    (["outputs", "metric=val/los"], 2, "none of these runs has logged it; did you mean val/loss?\n  there are: val/loss,"),
     (["outputs", "where={n_leyer: 4}"], 2, "did you mean model.n_layer"),
-    (["outputs", "where={seed: 77}"], 2, "none of the 9 runs is like that"),
-    (["outputs", "baseline={n_layer: 1}"], 2, "3 of the 3 groups of runs are like that, and one is wanted"),
+    (["outputs", "where={seed: 77}"], 2, "none of the 9 runs is like that\n  there are seed: 1, 2, 3, 4"),
+    (["outputs/sweeps", "baseline={seed: 1}"], 2, "of the 2 groups of finished runs 2 are like that, and one is wanted"),
+    (["outputs/sweeps", "baseline={lr: 1}"], 2, "none are like that, and one is wanted\n  groups differ in lr: 0.001, 0.003\n"),
     (["outputs", "save_curve=a/b"], 2, "must be fit for a file"),
     (["outputs", "save_curve=ab"], 1, "these runs are of 2 recipes"),
     (["outputs", "html=outputs"], 2, "html=outputs: is a folder"),

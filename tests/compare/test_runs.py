@@ -187,3 +187,8 @@ def test_where_there_are_no_runs_it_is_said(tmp_path, monkeypatch, paths, said):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=said):
         load_runs(*paths)
+
+
+def test_runs_are_told_in_a_line(outputs):
+    runs = load_runs(outputs)
+    assert repr(runs) == f"Runs(9 runs, {len(runs.metrics)} logged rows, from {runs.root})"

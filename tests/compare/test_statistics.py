@@ -78,7 +78,7 @@ def test_the_metric_may_be_the_best_over_the_run_or_the_last():
     np.testing.assert_array_equal(values(runs, "last.val/loss"), runs.table["last.val/loss"])
     with pytest.raises(
         UserError,
-        match="metric=val/los: none of these runs has logged it\n  there are: val/loss, val/acc.*, train/loss, lr, last",
+        match="metric=val/los: none .* did you mean val/loss.\n  there are: val/loss, val/acc.*, train/loss, lr, last",
     ):
         values(runs, "val/los")
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
+import pandas as pd
 import pytest
 from compare.synthetic import runs as synthetic_runs
 
 from gpt2x.compare.runs import cell
 from gpt2x.compare.statistics import groups
-from gpt2x.compare.tables import group_table, matching, render, run_table, short_keys, shown
+from gpt2x.compare.tables import existing, fitting, group_table, matching, render, run_table, short_keys, shown
 from gpt2x.config.option import ConfigError
 
 
@@ -23,11 +25,12 @@ def test_keys_are_as_short_as_they_can_be():
 
 def test_only_what_differs_is_a_column_and_the_best_run_is_first(runs):
     table = run_table(runs, "val/loss")
-    assert list(table.columns) == ["lr", "n_embd", "seed", "status", "val/loss", "at step", "steps", "minutes"]
+    assert list(table.columns) == ["status", "val/loss", "at step", "steps", "time", "seed", "lr", "n_embd"]
     assert table["val/loss"].is_monotonic_increasing
     assert table.index[0] == runs.table["metric"].idxmin()
     one = run_table(runs.select(["0", "1"]), "val/loss")
-    assert list(one.columns)[:2] == ["seed", "status"]
+    assert list(one.columns)[-1:] == ["seed"]
+    assert shown(one.assign(time=[61.2, 3700.0]))["time"].tolist() == ["1:01", "1:01:40"]
 
 
 def test_where_more_is_better_the_most_is_first():
@@ -83,14 +86,38 @@ def test_a_setting_that_is_none_is_told_with_the_one_that_was_meant(runs):
         matching(runs, {"lr": 1}, "where")
 
 
-@pytest.mark.parametrize("width", [40, 60, 100, 200])
-def test_a_table_fits_the_terminal_and_loses_nothing(runs, width):
+def test_what_a_group_is_made_of_is_told_once_by_its_name_or_the_last_word(runs):
+    half = np.arange(len(runs)) % 2 < 1
+    runs.table["config.tokenizer._target_"] = np.where(half, "gpt2x.tokenizer.BPE.from_corpus", "gpt2x.tokenizer.Char")
+    runs.table["config.tokenizer.vocab_size"] = pd.Series(np.where(half, 300, None), index=runs.table.index, dtype=object)
+    runs.table["config.data._target_"] = np.where(half, "gpt2x.data.text.TextData", "gpt2x.data.table.TableData")
+    runs.table["config.data.name"] = [["a", "b", "c"][i % 3] for i in range(len(runs))]
+    table = run_table(runs, "val/loss")
+    assert {*table.columns[5:]} == {"seed", "n_embd", "lr", "tokenizer", "name"}
+    assert set(table["tokenizer"]) == {"BPE.from_corpus", "Char"}
+    assert runs.apart().startswith("The runs differ in their data and tokenizer: ")
+
+
+def test_the_values_that_exist_are_told_in_order(runs):
+    runs.table["config.data.path"] = pd.Series([None, "b", "a"] * 4, index=runs.table.index, dtype=object)
+    assert existing(runs, ["config.optimizer.lr", "config.data.path"]) == "lr: 0.0001, 0.01; path: a, b, null"
+    assert existing(runs, ["run"]) == "run: 0, 1, 10, 11, 2, 3, 4, 5, ..."
+
+
+@pytest.mark.parametrize("width", [80, 100, 200])
+def test_a_table_fits_the_terminal_in_one_block_the_most_varied_settings_first(runs, width):
     runs.table.index = ["a/very/long/folder/name/of/a/run/" * 3 + name for name in runs.table.index]
     runs.metrics["run"] = runs.metrics["run"].cat.rename_categories(list(runs.table.index))
+    for i in range(40):
+        runs.table[f"config.model.setting_{i}"] = np.random.default_rng(i).integers(0, 3, len(runs))
     frame = shown(run_table(runs, "val/loss"))
-    text = render(frame, width)
-    assert max(map(len, text.splitlines())) <= max(width, 40)
-    for name in frame:
-        assert name in text
-        for value in frame[name]:
-            assert value in text
+    part = fitting(frame, width, list(frame.columns[:5]))
+    assert list(part.columns)[:5] == ["status", "val/loss", "at step", "steps", "time"]
+    assert ("seed" in part, len(part.columns) < len(frame.columns)) == (True, True)
+    lines = render(part, width).splitlines()
+    assert len(lines) == len(frame) + 1
+    assert width - 14 < max(map(len, lines)) <= width
+    for name, line in zip(frame.index, lines[1:], strict=True):
+        start, *cells = line.split()
+        assert start.startswith("...") and name.endswith(start[3:])
+        assert cells == list(part.loc[name])
