@@ -430,7 +430,7 @@ def test_groups_are_named_by_what_differs_in_them(browser, runs, tmp_path):
     opened("const field = document.querySelector('.dt-search input'); field.value = '0.0001';"
            "field.dispatchEvent(new Event('input', { bubbles: true }))")  # fmt: skip
     opened.until("return document.getElementById('left-plot').data.filter((t) => t.showlegend !== false).length === 2")
-    assert set(opened(names)) == {"n_layer=1, n_embd=64 (n=3)", "n_layer=2, n_embd=128 (n=3)"}  # the rate is the same now
+    assert set(opened(names)) == {"n_embd=64, n_layer=1 (n=3)", "n_embd=128, n_layer=2 (n=3)"}  # the rate is the same now
 
 
 def test_columns_that_tell_nothing_are_hidden_at_first(runs, tmp_path):
