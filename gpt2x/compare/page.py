@@ -262,7 +262,7 @@ class _Page:
         }
 
     def _group_settings(self, group: Group) -> dict[str, str | None]:
-        """Its settings that others have otherwise, by short names, for the script to name it by; None where it has none."""
+        """Its settings that others have otherwise, by short names, None where it has none: what the script names it by."""
         named = {name: said(column, group.settings.get(column)) for column, name in short_keys(self.varied).items()}
         return {_label(name): None if value is None else _label(_shown(value), 32) for name, value in named.items()}
 
@@ -481,8 +481,9 @@ def _cell(value: Any, number: bool, title: str) -> dict[str, str]:
     if title == "started":
         return {"text": "" if missing else f"{value:%Y-%m-%d %H:%M}", "order": "" if missing else value.isoformat()}
     if number:
-        number_text = f"{value:,.1f}" if title == "seconds" else _number(value)
-        return {"text": "" if missing else number_text, "order": "1e308" if missing else repr(float(value))}
+        if missing:
+            return {"text": "", "order": "1e308"}
+        return {"text": f"{value:,.1f}" if title == "seconds" else _number(value), "order": repr(float(value))}
     text = "" if missing else _shown(value)
     return {"text": text, "order": text}
 

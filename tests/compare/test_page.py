@@ -431,10 +431,47 @@ def test_it_opens_from_a_file_and_draws(tab):
 def test_the_table_sorts(tab, runs):
     by_loss = list(runs.table["metric"].sort_values().index)
     assert tab.column() == by_loss
-    tab("document.querySelectorAll('.dt-scroll-head th')[6].click()")  # seconds
+    tab(
+        "document.querySelectorAll('.dt-scroll-head th')[4].click()"
+    )  # seconds: all have as many steps and tokens, which are hidden
     by_time = list(runs.table["seconds"].sort_values().index)
     assert tab.until("const rows = [...document.querySelectorAll('#table tbody th')].map((c) => c.textContent);"
                      "return rows[0] === arguments[0] && rows", by_time[0]) == by_time  # fmt: skip
+
+
+def test_groups_are_named_by_what_differs_in_them(browser, runs, tmp_path):
+    table = runs.table.copy()
+    table["config.data.path"] = pd.Series([None] * 6 + ["a"] * 3 + ["b"] * 3, index=table.index, dtype=object)
+    table["config.model.n_layer"] = [1 + i // 3 for i in range(12)]
+    write_page(replace(runs, table=table), tmp_path / "page.html")
+    opened = Tab(browser, tmp_path / "page.html")
+    names = "return document.getElementById('left-plot').data.filter((t) => t.showlegend !== false).map((t) => t.name)"
+    found = opened(names)
+    assert all(name.startswith("n_layer=") and name.endswith("(n=3)") for name in found)
+    assert sorted("path=" in name for name in found) == [False, False, True, True]
+    opened("const field = document.querySelector('.dt-search input'); field.value = '0.0001';"
+           "field.dispatchEvent(new Event('input', { bubbles: true }))")  # fmt: skip
+    opened.until("return document.getElementById('left-plot').data.filter((t) => t.showlegend !== false).length === 2")
+    assert set(opened(names)) == {"n_embd=64, n_layer=1 (n=3)", "n_embd=128, n_layer=2 (n=3)"}  # the rate is the same now
+
+
+def test_columns_that_tell_nothing_are_hidden_at_first(runs, tmp_path):
+    table = runs.table.assign(error=["it diverged", *[None] * 11])
+    write_page(replace(runs, table=table), tmp_path / "page.html")
+    headings = [attributes for tag, attributes in parsed(tmp_path / "page.html").elements if "data-hidden" in attributes]
+    head, *rows = parsed(tmp_path / "page.html").cells
+    hidden = {title for title, attributes in zip(head, headings, strict=True) if attributes["data-hidden"] == "1"}
+    assert {"error", "steps", "tokens", "parameters"} <= hidden
+    assert {"run", "status", "val/loss", "seconds", "optimizer.lr", "model.n_embd"}.isdisjoint(hidden)
+    assert all(re.fullmatch(r"\d+\.\d", row[head.index("seconds")]) for row in rows)
+
+
+def test_ticks_that_would_lie_on_each_other_are_left_out():
+    axis = page._axis("lr", pd.Series([1.0, 1.01, 1.02, 5.0, 9.98, 10.0]))
+    assert axis["ticktext"] == ["1", "5", "10"]
+    assert page._axis("lr", pd.Series([1e-4, 1.01e-4, 1e-2]))["ticktext"] == ["0.0001", "0.01"]
+    names = page._axis("name", pd.Series([f"{i:03}" for i in range(100)]))["ticktext"]
+    assert (len(names) <= 21, names[0], names[-1]) == (True, "000", "099")
 
 
 def test_filtering_the_table_filters_the_plots(tab, runs):
