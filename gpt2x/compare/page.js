@@ -9,7 +9,7 @@ const element = (name, text, attributes = {}) => {
   return made;
 };
 
-// ---- the table: what it shows is what the plots show
+// ---- the table: the runs it shows are those of the curves and settings; means and importance come whole from page.py
 
 let shown = data.runs.map((_, run) => run);
 const headings = [...document.querySelectorAll("#table thead th")];

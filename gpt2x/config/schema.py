@@ -478,8 +478,8 @@ class CompareConfig:
     runs: list[str] = option([], "the folders, as gpt2x-compare FOLDER ... names them; none: paths.outputs")
     where: dict[str, Any] = option(
         {},
-        "only runs whose settings are like this, such as {model.n_layer: 4, status: finished}; a list: any of these. Keys are "
-        "settings, by their whole names or the last part, and run, sweep, job, name, status",
+        "only runs whose settings are like this, such as {model.n_layer: 4, status: finished}; a list: any of these, or "
+        "that list itself. Keys are settings, by their whole names or the last part, and run, sweep, job, name, status",
     )
     metric: str = option(
         "val/loss", "what decides: any metric that runs log, the best of each run; with last. before it, the last evaluation's"

@@ -198,6 +198,13 @@ def test_without_a_known_seed_or_an_end_a_mean_says_so(runs, tmp_path):
     assert all(label.endswith("(n=3, none of which counts for a verdict)") for label in labels)
 
 
+def test_the_page_says_what_follows_the_table_s_filter(written):
+    said = " ".join(written.read_text(encoding="utf-8").split())
+    assert "the curves and the settings below show the runs that are left" in said
+    assert "A mean over seeds stays that of all its runs while one of them is left" in said
+    assert "which settings mattered that of all finished runs" in said
+
+
 def test_long_curves_are_thinned_to_means(tmp_path, monkeypatch):
     monkeypatch.setattr(page, "MAX_POINTS", 20)
     made = synthetic.runs(settings=1, seeds=1, rows=100)
