@@ -348,16 +348,18 @@ class Launcher:
 
     def __init__(self, config: DictConfig, given: set[str]):
         kind = config._target_.rpartition(".")[2]
-        self.own_process = kind != "BasicLauncher"
         self.here = kind in ("BasicLauncher", "JoblibLauncher", "LocalLauncher")
-        self.shares_console = kind == "JoblibLauncher"
-        self.at_once = _AT_ONCE if self.own_process else 1
+        self.at_once = 1 if kind == "BasicLauncher" else _AT_ONCE
+        self.own_process = kind != "BasicLauncher"
+        self.shares_console = False
         self.settings: list[str] = []
         if kind == "JoblibLauncher":
             from joblib import effective_n_jobs
 
             self.at_once = effective_n_jobs(config.n_jobs)
-            self.threads, self.parent = max(1, default_threads() // self.at_once), os.getpid()
+            self.own_process = self.shares_console = self.at_once > 1  # a single job is made in this process
+            self.parent = os.getpid() if self.own_process else None
+            self.threads = max(1, default_threads() // self.at_once)
             if "hydra.launcher.batch_size" not in given:  # "auto" would give one process several jobs in a row
                 self.settings = ["hydra.launcher.batch_size=1"]
         if kind == "SlurmLauncher" and "hydra.launcher.max_num_timeout" not in given:

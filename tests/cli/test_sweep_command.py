@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 
 import pytest
@@ -269,7 +270,9 @@ def test_jobs_side_by_side_share_the_cores(monkeypatch, n_jobs, at_once, threads
     composer = Composer("train", TrainConfig)
     overrides = composer.read(["hydra/launcher=joblib", f"hydra.launcher.n_jobs={n_jobs}"], sweeping=True)
     launcher = Launcher(composer.compose(overrides).hydra.launcher, set())
-    assert (launcher.at_once, launcher.threads, launcher.own_process) == (at_once, threads, True)
+    alone = at_once == 1  # joblib then makes the runs in the sweep's own process
+    assert (launcher.at_once, launcher.threads, launcher.own_process) == (at_once, threads, not alone)
+    assert (launcher.parent, launcher.shares_console) == (None if alone else os.getpid(), not alone)
     assert launcher.settings == ["hydra.launcher.batch_size=1"]
     basic = Launcher(composer.compose([]).hydra.launcher, set())
     assert (basic.at_once, basic.threads, basic.own_process) == (1, None, False)
