@@ -147,9 +147,10 @@ class Repeated(Search):
 
 
 def mean_result(results: list[dict[str, Any] | None]) -> dict[str, Any] | None:
-    """The first result with the mean of everything that is a number; one that has no metric, or None, stands for all."""
+    """The first result with the mean of everything that is a number. One that did not finish, or has no metric, or None
+    stands for all: a trial is no better for the repetitions that failed."""
     for result in results:
-        if result is None or result.get("metric") is None:
+        if result is None or result["status"] != "finished" or result.get("metric") is None:
             return result
     return _mean(results)
 

@@ -319,3 +319,30 @@ def test_the_best_run_is_named(train, fake, monkeypatch, tmp_path):
     out = train("resume=s").out
     assert "best     s/1\n" in out
     assert "compare  gpt2x-compare s\n" in out
+
+
+# Searches
+
+
+def reached(value, status="finished"):
+    """The content of a result.json."""
+    return {"status": status, "metric": {"name": "val/loss", "value": value, "step": 5}, "last": {"val/loss": value}}
+
+
+def trials(path):
+    import optuna
+
+    return optuna.load_study(storage=f"sqlite:///{path}", study_name="sweep").trials
+
+
+def test_a_repetition_that_failed_after_an_evaluation_is_made_again(train, fake, tmp_path):
+    """Searched with two seeds: the trial is not known before both its runs are finished."""
+    fake.result = lambda config: reached(float(config.seed), "failed" if config.seed == 2 else "finished")
+    asked = ["sweep=random", "seeds=2", "optimizer.lr=interval(1e-3,1e-2)", "sweep.n_trials=1"]
+    assert train(*asked, "hydra.sweep.dir=s").code == 1
+    assert [trial.state.name for trial in trials(tmp_path / "s/study.db")] == ["FAIL"]
+    fake.result = lambda config: reached(float(config.seed))
+    outcome = train("resume=s")
+    assert outcome.code == 0, outcome.err
+    assert seeds(fake) == [1, 2, 2]
+    assert [(trial.state.name, trial.value) for trial in trials(tmp_path / "s/study.db")] == [("FAIL", None), ("COMPLETE", 1.5)]

@@ -88,6 +88,11 @@ def test_a_search_is_told_the_mean_of_the_repetitions_once_all_are_done():
     repeated.tell(trials[2], results[0])
     repeated.tell(*repeated.ask(1), None)
     assert search.told[1:] == [(1, None)]
+    failed = results[0] | {"status": "failed"}  # after its first evaluation
+    trials = repeated.ask(2)
+    repeated.tell(trials[0], results[0])
+    repeated.tell(trials[1], failed)
+    assert search.told[2:] == [(2, failed)]
 
 
 def test_what_gives_runs_up_cannot_compare_repetitions():
