@@ -83,20 +83,8 @@ def read_request(folder: Path, composer: Composer, again: list[Override]) -> lis
     Raises ConfigError for one that would make its runs other experiments, and for what is not taken from a file,
     because it decides what code is run.
     """
-    try:
-        saved = yaml.safe_load((folder / REQUEST).read_text(encoding="utf-8"))
-        texts, root, own = saved["overrides"], saved["config_name"], saved["config_dir"]
-        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-            raise TypeError("overrides is no list of texts")
-    except (OSError, yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise ConfigError("", None, f"{folder / REQUEST}: this is no sweep's ({error})") from None
-    if root != composer.config_name:
-        raise ConfigError("--config-name", composer.config_name, f"the sweep was started with {root}", f"add -cn {root}")
-    if own != composer.config_dir:
-        problem = f"the sweep was started with {own}"
-        raise ConfigError("--config-dir", composer.config_dir, problem, "leave it out" if own is None else f"add -cd {own}")
     given = {o.key_or_group for o in again}
-    kept = [o for o in composer.read(texts, sweeping=True) if o.key_or_group not in given]
+    kept = [o for o in _requested(folder, composer) if o.key_or_group not in given]
     for override in kept:
         key = override.key_or_group
         safe = key == "hydra/launcher" or (key.startswith("hydra.launcher.") and key.split(".")[2] not in _RUNS_CODE)
@@ -113,6 +101,23 @@ def read_request(folder: Path, composer: Composer, again: list[Override]) -> lis
                 key, override.get_value_string(), problem, "leave it out, or start a new sweep: leave out resume="
             )
     return [*kept, *again]
+
+
+def _requested(folder: Path, composer: Composer) -> list[Override]:
+    """The overrides that the sweep in `folder` was started with. Raises ConfigError if `composer` reads other files."""
+    try:
+        saved = yaml.safe_load((folder / REQUEST).read_text(encoding="utf-8"))
+        texts, root, own = saved["overrides"], saved["config_name"], saved["config_dir"]
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            raise TypeError("overrides is no list of texts")
+    except (OSError, yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise ConfigError("", None, f"{folder / REQUEST}: this is no sweep's ({error})") from None
+    if root != composer.config_name:
+        raise ConfigError("--config-name", composer.config_name, f"the sweep was started with {root}", f"add -cn {root}")
+    if own != composer.config_dir:
+        problem = f"the sweep was started with {own}"
+        raise ConfigError("--config-dir", composer.config_dir, problem, "leave it out" if own is None else f"add -cd {own}")
+    return composer.read(texts, sweeping=True)
 
 
 # -- the space --------------------------------------------------------------------------------------------------------
@@ -245,12 +250,8 @@ def multirun(
 
     `old` is the folder of a sweep to go on with, and `again` the keys that are given for that.
     """
-    master = composer.compose([o for o in overrides if not o.is_sweep_override()])
-    parts = [key for key in ("sweep", "seed", "seeds") if key in master]
-    how = checked(OmegaConf.masked_copy(master, parts), _HowToSweep)
+    master, how, planned = _read(command, composer, overrides)
     given = {o.key_or_group for o in overrides}
-    params = _params(command, composer, master, how, given)
-    planned = plan(composer, overrides, params)
     if how.seeds is not None and "seed" in planned.space:
         raise ConfigError("seeds", how.seeds, "seed is swept already", "leave out one of the two")
 
@@ -267,12 +268,19 @@ def multirun(
             folder = old or Path(master.hydra.sweep.dir)
         else:
             folder = new_folder(master.hydra.sweep.dir)
+        if old is None and is_sweep(folder):
+            _check_same(folder, command, composer, how, planned)
         if command.has_run_folder and listed:
             jobs.check_folders(folder, _search(how, planned, folder).ask(MAX_CHECKED))
+        try:
+            search = _search(how, planned, folder)
+        except UserError:
+            with contextlib.suppress(OSError):  # it is not there, or not empty
+                folder.rmdir()
+            raise
         folder.mkdir(parents=True, exist_ok=True)
         if command.has_run_folder and old is None:
             _write_request(folder, command, composer, overrides)
-        search = _search(how, planned, folder)
         lines = [o.input_line for o in overrides if o.is_hydra_override() and o.key_or_group != "hydra.sweep.dir"]
         lines += [*launcher.settings, *planned.shared(), f"hydra.sweep.dir={quote(str(folder))}", "hydra.mode=MULTIRUN"]
         job = SweepJob(
@@ -302,6 +310,37 @@ def multirun(
             keys = [*planned.space, *(["seed"] if how.seeds is not None else [])]
             code = _conclude(command, folder, keys, search, loop, code)
     return code
+
+
+def _read(command: Command, composer: Composer, overrides: list[Override]) -> tuple[DictConfig, _HowToSweep, Plan]:
+    """What overrides ask for: all that the jobs share as Hydra composes it, the loop's own settings, and the plan."""
+    master = composer.compose([o for o in overrides if not o.is_sweep_override()])
+    parts = [key for key in ("sweep", "seed", "seeds") if key in master]
+    how = checked(OmegaConf.masked_copy(master, parts), _HowToSweep)
+    params = _params(command, composer, master, how, {o.key_or_group for o in overrides})
+    return master, how, plan(composer, overrides, params)
+
+
+def _check_same(folder: Path, command: Command, composer: Composer, how: _HowToSweep, planned: Plan) -> None:
+    """Raise ConfigError if the sweep in `folder` was asked for with another search, or with a search for something else.
+
+    Runs that are listed are compared with those in the folder (`_Jobs.check_folders`), so that more can be added.
+    """
+
+    def asked(how: _HowToSweep, planned: Plan) -> dict[str, Any]:
+        search = {"sweep": how.sweep._target_.rpartition(".")[2]}
+        if isinstance(how.sweep, (GridConfig, PairedConfig)):
+            return search
+        search |= {f"sweep.{key}": getattr(how.sweep, key) for key in ("objectives", "storage", "study")}
+        fixed = {key: value for key, value in planned.fixed.items() if not changeable(key)}
+        return search | {"seed": how.seed, "seeds": how.seeds} | fixed | planned.space
+
+    before, now = asked(*_read(command, composer, _requested(folder, composer))[1:]), asked(how, planned)
+    differing = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+    if differing:
+        problem = f"{shown(folder)} holds another sweep: it was asked for with another {', '.join(differing)}"
+        remedy = f"go on with the sweep that is there: resume={shown(folder)}, or choose another hydra.sweep.dir"
+        raise ConfigError("hydra.sweep.dir", shown(folder), problem, remedy)
 
 
 def _params(command: Command, composer: Composer, master: DictConfig, how: _HowToSweep, given: set[str]) -> dict[str, Any]:
@@ -449,9 +488,10 @@ def _conclude(command: Command, folder: Path, keys: list[str], search: Search, l
     print(f"\n{table(rows, keys, shutil.get_terminal_size((120, 24)).columns)}\n")
     for line in failures(rows):
         print(line)
-    best = search.best() if search.best() is not None else [r.job for r in rows if r.status == "finished" and r.metric][:1]
-    for job in best:
-        print(f"{search.best_are:8} {shown(folder / str(job))}")
+    if (best := search.best()) is None:
+        best = [row.folder for row in rows if row.status == "finished" and row.metric][:1]
+    for run in best:
+        print(f"{search.best_are:8} {shown(run)}")
     print(f"table    {shown(folder / 'sweep.csv')}")
     unfinished = [row for row in rows if row.status not in ("finished", "pruned", "running")]
     if unfinished or code:

@@ -71,7 +71,7 @@ class OptunaSearch(Search):
         # At random, and with nobody else there, all trials may be asked at once, whatever comes of them.
         self.learns = sampler != "random" or pruner != "none" or storage is not None
         self.best_are = "best" if len(objectives) == 1 else "pareto"
-        self._folder, self._shared = str(Path(folder).resolve()), storage is not None
+        self._folder, self._shared = Path(folder).resolve(), storage is not None
         path = (Path(storage.removeprefix(SQLITE)) if storage is not None else Path(folder) / "study.db").resolve()
         path.parent.mkdir(parents=True, exist_ok=True)
         watch = Pruning(str(path), study, pruner, self.objectives[0], startup_trials, min_steps)
@@ -111,10 +111,16 @@ class OptunaSearch(Search):
         with self._lock:
             self.study.tell(_newest(self.study)[trial.number].number, values, state, skip_if_finished=True)
 
-    def best(self) -> list[int]:
-        """The trial with the best objective; of several objectives, all trials that no other one beats (Pareto-optimal)."""
-        best = sorted(trial.user_attrs["job"] for trial in self.study.best_trials)
+    def best(self) -> list[Path]:
+        """The run with the best objective; of several objectives, all that no other one beats (Pareto-optimal). In a study
+        that is shared they may be another sweep's."""
+        trials = sorted(self.study.best_trials, key=lambda trial: trial.user_attrs["job"])
+        best = [self._folder_of(trial) / str(trial.user_attrs["job"]) for trial in trials]
         return best if len(self.objectives) > 1 else best[:1]
+
+    def _folder_of(self, trial: FrozenTrial) -> Path:
+        """The sweep that runs a trial: this one, wherever it lies now, if the study is its own."""
+        return Path(trial.user_attrs["folder"]) if self._shared else self._folder
 
     def _open(self, path: Path, name: str) -> Study:
         import optuna
@@ -149,7 +155,7 @@ class OptunaSearch(Search):
             job
             for job, trial in sorted(_newest(self.study).items())
             if trial.state in (TrialState.RUNNING, TrialState.FAIL)
-            and (not self._shared or trial.user_attrs["folder"] == self._folder)
+            and self._folder_of(trial) == self._folder
         ]
 
     def _again(self, job: int) -> Trial:
@@ -161,7 +167,7 @@ class OptunaSearch(Search):
                 state=TrialState.RUNNING,
                 params=trial.params,
                 distributions=trial.distributions,
-                user_attrs={"job": job, "folder": self._folder},
+                user_attrs={"job": job, "folder": str(self._folder)},
             )
             self.study.add_trial(again)
         return self._trial(job, trial.params)
@@ -169,7 +175,7 @@ class OptunaSearch(Search):
     def _new(self) -> Trial:
         self.study.sampler = self._sampler(len(self.study.get_trials(deepcopy=False)))
         trial = self.study.ask(self.distributions)
-        trial.set_user_attr("folder", self._folder)
+        trial.set_user_attr("folder", str(self._folder))
         trial.set_user_attr("job", trial.number)  # last: from here on the trial counts
         return self._trial(trial.number, trial.params)
 

@@ -11,6 +11,7 @@ import statistics
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from gpt2x.config.option import ConfigError
@@ -69,8 +70,9 @@ class Search:
         What was interrupted is not told; it is to be gone on with.
         """
 
-    def best(self) -> list[int] | None:
-        """The number of the best trial, or of all that no other one beats in several objectives; None: the lowest metric's."""
+    def best(self) -> list[Path] | None:
+        """The folder of the best trial's run, or of all that no other one beats in several objectives; None: the lowest
+        metric's."""
         return None
 
 
@@ -141,9 +143,9 @@ class Repeated(Search):
         if len(results) == len(self.values):
             self.search.tell(self._asked[number], mean_result(results))
 
-    def best(self) -> list[int] | None:
+    def best(self) -> list[Path] | None:
         best, each = self.search.best(), len(self.values)
-        return None if best is None else [number * each + i for number in best for i in range(each)]
+        return None if best is None else [run.with_name(str(int(run.name) * each + i)) for run in best for i in range(each)]
 
 
 def mean_result(results: list[dict[str, Any] | None]) -> dict[str, Any] | None:

@@ -346,3 +346,65 @@ def test_a_repetition_that_failed_after_an_evaluation_is_made_again(train, fake,
     assert outcome.code == 0, outcome.err
     assert seeds(fake) == [1, 2, 2]
     assert [(trial.state.name, trial.value) for trial in trials(tmp_path / "s/study.db")] == [("FAIL", None), ("COMPLETE", 1.5)]
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["sweep=random", "optimizer.lr=interval(1e-4,1e-2)"], "another optimizer.lr"),
+        (["sweep=random", "optimizer.lr=interval(1e-3,1e-2)", "model.dropout=0,0.1"], "another model.dropout"),
+        (["sweep=random", "optimizer.lr=interval(1e-3,1e-2)", "trainer.max_steps=9"], "another trainer.max_steps"),
+        (["sweep=random", "optimizer.lr=interval(1e-3,1e-2)", "seeds=2"], "another seeds"),
+        (["sweep=random", "optimizer.lr=interval(1e-3,1e-2)", "sweep.study=b"], "another sweep.study"),
+        (["-m", "optimizer.lr=1,2"], "another sweep"),
+    ],
+)
+def test_another_search_in_its_folder_is_refused_and_leaves_it_as_it_was(train, fake, tmp_path, argv, expected):
+    asked = ["sweep=random", "optimizer.lr=interval(1e-3,1e-2)", "hydra.sweep.dir=s"]
+    fake.result = lambda config: reached(config.optimizer.lr)
+    assert train(*asked, "sweep.n_trials=1").code == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "s").rglob("*") if path.is_file()}
+    outcome = train(*argv, "hydra.sweep.dir=s")
+    assert outcome.code == 2
+    assert expected in outcome.err
+    assert "resume=s" in outcome.err
+    assert {path: path.read_bytes() for path in (tmp_path / "s").rglob("*") if path.is_file()} == before
+    assert train("resume=s").code == 0
+    assert train(*asked, "sweep.n_trials=2", "logger=none").code == 0
+    assert len(fake.runs) == 2
+
+
+def test_a_search_in_the_folder_of_a_grid_is_refused_before_it_has_a_study(train, fake, tmp_path):
+    assert train("-m", "optimizer.lr=1,2", "hydra.sweep.dir=s").code == 0
+    before = listing(tmp_path)
+    outcome = train("sweep=random", "optimizer.lr=1,2", "hydra.sweep.dir=s")
+    assert (outcome.code, listing(tmp_path)) == (2, before)
+    assert "s holds another sweep: it was asked for with another sweep" in outcome.err
+    assert train("resume=s").code == 0
+
+
+def test_a_search_that_a_shared_study_refuses_leaves_no_folder(train, fake, tmp_path):
+    fake.result = lambda config: reached(config.optimizer.lr)
+    shared = ["sweep=random", "sweep.storage=sqlite:///a.db", "sweep.n_trials=1"]
+    assert train(*shared, "optimizer.lr=interval(1e-3,1e-2)", "hydra.sweep.dir=s").code == 0
+    for folder in ([], ["hydra.sweep.dir=t"]):
+        outcome = train(*shared, "optimizer.lr=interval(1e-4,1e-2)", *folder)
+        assert outcome.code == 2
+        assert "has another space" in outcome.err
+        assert not [*tmp_path.glob("outputs/sweeps/*/*"), *tmp_path.glob("t")]
+
+
+def test_the_best_run_of_a_shared_study_is_named_where_it_is(train, fake, tmp_path):
+    shared = ["sweep=random", "sweep.storage=sqlite:///a.db", "optimizer.lr=interval(1e-3,1e-2)"]
+    fake.result = lambda config: reached(1.0)
+    assert "best     s/0\n" in train(*shared, "sweep.n_trials=1", "hydra.sweep.dir=s").out
+    fake.result = lambda config: reached(2.0)
+    outcome = train(*shared, "sweep.n_trials=2", "hydra.sweep.dir=t")
+    assert (tmp_path / "t/1").is_dir()
+    assert "best     s/0\n" in outcome.out
+    fake.result = lambda config: reached(float(config.seed))
+    asked = ["sweep=random", "seeds=2", "sweep.n_trials=2", "optimizer.lr=interval(1e-3,1e-2)", "hydra.sweep.dir=u"]
+    out = train(*asked).out
+    assert "best     u/0\nbest     u/1\n" in out
+    (tmp_path / "u").rename(tmp_path / "v")
+    assert "best     v/0\nbest     v/1\n" in train("resume=v").out

@@ -37,7 +37,7 @@ def test_a_hopeless_learning_rate_is_given_up_and_good_ones_are_not(small_run, t
     assert (bad["status"], bad["steps"], bad["pruned"]) == ("finished", 15, True)
     assert bad["metric"]["value"] > max(run["metric"]["value"] for run in good)
     assert states(one) == {"COMPLETE": 5, "PRUNED": 1}
-    assert one.best() != [4]
+    assert one.best() != [tmp_path / "4"]
     assert "the search gives this run up" in (tmp_path / "4" / "run.log").read_text()
     assert bad["metric"]["value"] == min(one.study.trials[4].intermediate_values.values())
 
