@@ -62,6 +62,11 @@ class _HowToSweep:
     seed: int = 1
     seeds: int | None = option(None, minimum=1)
 
+    def check(self) -> None:
+        if self.seeds is not None and getattr(self.sweep, "pruner", "none") != "none":
+            problem = f"sweep.pruner={self.sweep.pruner} would compare a run with its own repetitions"
+            raise ConfigError("seeds", self.seeds, problem, "add sweep.pruner=none, or leave out seeds=")
+
 
 def asks_for_sweep(composer: Composer, master: DictConfig) -> bool:
     """Whether a configuration without -m is a sweep all the same."""
@@ -143,7 +148,7 @@ class Plan:
     def corners(self) -> list[dict[str, str]]:
         """Every combination of the values, an interval standing for its two ends."""
         ends = {
-            key: axis if isinstance(axis, Choices) else Choices((repr(axis.low), repr(axis.high)))
+            key: axis if isinstance(axis, Choices) else Choices(tuple(dict.fromkeys((repr(axis.low), repr(axis.high)))))
             for key, axis in self.space.items()
         }
         return [trial.values for trial in Grid(ends).ask(MAX_CHECKED)]
@@ -219,6 +224,15 @@ class _Jobs:
         if problems:
             raise ConfigErrors(list(problems.values()))
 
+    def check_apart(self, jobs: list[dict[str, str]]) -> None:
+        """Raise ConfigError if two of them are one run."""
+        before: dict[str, dict[str, str]] = {}
+        for values in jobs:
+            if (same := before.setdefault(repr(self.config(values)), values)) is not values:
+                one, other = (" ".join(f"{key}={value}" for key, value in job.items()) for job in (same, values))
+                problem = f"{one} is asked for twice" if one == other else f"{one} and {other} are the same run"
+                raise ConfigError("", None, problem, "name each value once; seeds=N repeats runs with other seeds")
+
     def check_folders(self, folder: Path, trials: list[Trial]) -> None:
         """Raise ConfigError if one's folder holds another run than it would be."""
         problems = []
@@ -260,7 +274,9 @@ def multirun(
     listed = isinstance(how.sweep, (GridConfig, PairedConfig))
     if not listed:
         check_space(planned.space)
-    jobs.check([t.values for t in _search(how, planned, None).ask(MAX_CHECKED)] if listed else planned.corners())
+    first = [t.values for t in _search(how, planned, None).ask(MAX_CHECKED)] if listed else planned.corners()
+    jobs.check(first)
+    jobs.check_apart(first)
     with contextlib.ExitStack() as stack, our_errors():
         if not command.has_run_folder:  # Hydra's launchers insist on one
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -281,6 +297,9 @@ def multirun(
         folder.mkdir(parents=True, exist_ok=True)
         if command.has_run_folder and old is None:
             _write_request(folder, command, composer, overrides)
+        for override in overrides:
+            if override.key_or_group == "sweep.objectives" and override.key_or_group in again:
+                _replace_in_request(folder, composer, override)
         lines = [o.input_line for o in overrides if o.is_hydra_override() and o.key_or_group != "hydra.sweep.dir"]
         lines += [*launcher.settings, *planned.shared(), f"hydra.sweep.dir={quote(str(folder))}", "hydra.mode=MULTIRUN"]
         job = SweepJob(
@@ -373,6 +392,13 @@ def _write_request(folder: Path, command: Command, composer: Composer, overrides
         "gpt2x": __version__,
     }
     write_atomic(path, yaml.safe_dump(asked, sort_keys=False, allow_unicode=True))
+
+
+def _replace_in_request(folder: Path, composer: Composer, new: Override) -> None:
+    """Have the sweep in `folder` be one that was asked for with `new`, for every time that it goes on."""
+    kept = [o.input_line for o in _requested(folder, composer) if o.key_or_group != new.key_or_group]
+    asked = yaml.safe_load((folder / REQUEST).read_text(encoding="utf-8")) | {"overrides": [*kept, new.input_line]}
+    write_atomic(folder / REQUEST, yaml.safe_dump(asked, sort_keys=False, allow_unicode=True))
 
 
 class Launcher:

@@ -113,14 +113,13 @@ class Paired(Listed):
 
 
 class Repeated(Search):
-    """Another search, each of whose trials is made once for each of `values` of the setting `key`, such as a seed.
+    """Another search, none that gives runs up, each of whose trials is made once for each of `values` of the setting `key`,
+    such as a seed.
 
     That search is told the mean of a trial's metrics, once all its repetitions are done.
     """
 
     def __init__(self, search: Search, key: str, values: tuple[str, ...]):
-        if search.pruning is not None:
-            raise ConfigError("seeds", len(values), "with a pruner a run is compared with others, not its own repetitions")
         self.search, self.key, self.values = search, key, values
         self.learns, self.best_are = search.learns, search.best_are
         self._next: deque[Trial] = deque()

@@ -94,6 +94,18 @@ def test_an_axis_of_each_kind():
     ("argv", "expected"),
     [
         (["-m", "seeds=2", "seed=1,2"], "seeds=2: seed is swept already"),
+        (
+            ["sweep=optuna_tpe", "seeds=2"],
+            "seeds=2: sweep.pruner=median would compare a run with its own repetitions\n  add sweep.p",
+        ),
+        (["-m", "optimizer.lr=1e-3,1e-3"], "optimizer.lr=1e-3 is asked for twice"),
+        (
+            ["-m", "model=nano,micro", "optimizer.lr=1e-3,2,0.001"],
+            "model=nano optimizer.lr=1e-3 and model=nano optimizer.lr=0.001",
+        ),
+        (["sweep=paired", "seed=1,2,1", "optimizer.lr=1,1,1"], "seed=1 optimizer.lr=1 is asked for twice"),
+        (["sweep=random", "optimizer.lr=1,2,1"], "optimizer.lr=1 is asked for twice"),
+        (["sweep=optuna_tpe", "sweep.objectives=[seconds]"], "sweep.objectives=[seconds]: no evaluation tells it"),
         (["-m", "seeds=1,2"], "seeds=1,2: this cannot be swept"),
         (["-m", "sweep=grid,paired"], "sweep=grid,paired: this cannot be swept"),
         (["-m", "hydra.job.name=a,b"], "hydra.job.name=a,b: this cannot be swept"),
@@ -408,3 +420,32 @@ def test_the_best_run_of_a_shared_study_is_named_where_it_is(train, fake, tmp_pa
     assert "best     u/0\nbest     u/1\n" in out
     (tmp_path / "u").rename(tmp_path / "v")
     assert "best     v/0\nbest     v/1\n" in train("resume=v").out
+
+
+def test_an_objective_that_no_run_has_is_mended_without_losing_the_run(train, fake, tmp_path):
+    fake.result = lambda config: reached(config.optimizer.lr)
+    asked = ["sweep=random", "optimizer.lr=interval(1e-3,1e-2)", "sweep.n_trials=2", "hydra.sweep.dir=s"]
+    assert train(*asked, "sweep.objectives=[val/los]").code == 2
+    mended = train("resume=s", "sweep.objectives=[max:val/loss]")
+    assert mended.code == 0, mended.err
+    runs = {run.run_dir.name: run.config.optimizer.lr for run in fake.runs}
+    assert list(runs) == ["0", "1"]
+    assert len(fake.runs) == 2
+    assert f"best     s/{max(runs, key=runs.get)}\n" in mended.out
+    assert train("resume=s").code == 0
+    refused = train("resume=s", "sweep.objectives=[val/loss]")
+    assert (refused.code, "has another objective" in refused.err) == (2, True)
+    assert train("resume=s").code == 0
+
+
+def test_values_that_are_proposed_again_are_not_run_again(train, fake, tmp_path):
+    fake.result = lambda config: reached(config.optimizer.lr)
+    asked = ["sweep=random", "sweep.sampler=tpe", "optimizer.lr=1,2", "hydra.sweep.dir=s"]
+    outcome = train(*asked, "sweep.n_trials=8")
+    assert outcome.code == 0, outcome.err
+    assert sorted(run.config.optimizer.lr for run in fake.runs) == [1, 2]
+    first = next(run.run_dir.name for run in fake.runs if run.config.optimizer.lr == 1)
+    assert outcome.out.count("its result is taken") == 6
+    assert f"best     s/{first}\n" in outcome.out
+    assert {(trial.state.name, trial.value) for trial in trials(tmp_path / "s/study.db")} == {("COMPLETE", 1), ("COMPLETE", 2)}
+    assert len(trials(tmp_path / "s/study.db")) == 8
