@@ -98,10 +98,10 @@ def test_an_axis_of_each_kind():
             ["sweep=optuna_tpe", "seeds=2"],
             "seeds=2: sweep.pruner=median would compare a run with its own repetitions\n  add sweep.p",
         ),
-        (["-m", "optimizer.lr=1e-3,1e-3"], "optimizer.lr=1e-3 is asked for twice"),
+        (["-m", "optimizer.lr=1e-3,1e-3"], "optimizer.lr=0.001 is asked for twice"),
         (
-            ["-m", "model=nano,micro", "optimizer.lr=1e-3,2,0.001"],
-            "model=nano optimizer.lr=1e-3 and model=nano optimizer.lr=0.001",
+            ["-m", "model=nano,micro", "optimizer.lr=1,2,1.0"],
+            "model=nano optimizer.lr=1 and model=nano optimizer.lr=1.0 are",
         ),
         (["sweep=paired", "seed=1,2,1", "optimizer.lr=1,1,1"], "seed=1 optimizer.lr=1 is asked for twice"),
         (["sweep=random", "optimizer.lr=1,2,1"], "optimizer.lr=1 is asked for twice"),
