@@ -62,6 +62,11 @@ class _HowToSweep:
     seed: int = 1
     seeds: int | None = option(None, minimum=1)
 
+    def check(self) -> None:
+        if self.seeds is not None and getattr(self.sweep, "pruner", "none") != "none":
+            problem = f"sweep.pruner={self.sweep.pruner} would compare a run with its own repetitions"
+            raise ConfigError("seeds", self.seeds, problem, "add sweep.pruner=none, or leave out seeds=")
+
 
 def asks_for_sweep(composer: Composer, master: DictConfig) -> bool:
     """Whether a configuration without -m is a sweep all the same."""
@@ -83,20 +88,8 @@ def read_request(folder: Path, composer: Composer, again: list[Override]) -> lis
     Raises ConfigError for one that would make its runs other experiments, and for what is not taken from a file,
     because it decides what code is run.
     """
-    try:
-        saved = yaml.safe_load((folder / REQUEST).read_text(encoding="utf-8"))
-        texts, root, own = saved["overrides"], saved["config_name"], saved["config_dir"]
-        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-            raise TypeError("overrides is no list of texts")
-    except (OSError, yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise ConfigError("", None, f"{folder / REQUEST}: this is no sweep's ({error})") from None
-    if root != composer.config_name:
-        raise ConfigError("--config-name", composer.config_name, f"the sweep was started with {root}", f"add -cn {root}")
-    if own != composer.config_dir:
-        problem = f"the sweep was started with {own}"
-        raise ConfigError("--config-dir", composer.config_dir, problem, "leave it out" if own is None else f"add -cd {own}")
     given = {o.key_or_group for o in again}
-    kept = [o for o in composer.read(texts, sweeping=True) if o.key_or_group not in given]
+    kept = [o for o in _requested(folder, composer) if o.key_or_group not in given]
     for override in kept:
         key = override.key_or_group
         safe = key == "hydra/launcher" or (key.startswith("hydra.launcher.") and key.split(".")[2] not in _RUNS_CODE)
@@ -113,6 +106,23 @@ def read_request(folder: Path, composer: Composer, again: list[Override]) -> lis
                 key, override.get_value_string(), problem, "leave it out, or start a new sweep: leave out resume="
             )
     return [*kept, *again]
+
+
+def _requested(folder: Path, composer: Composer) -> list[Override]:
+    """The overrides that the sweep in `folder` was started with. Raises ConfigError if `composer` reads other files."""
+    try:
+        saved = yaml.safe_load((folder / REQUEST).read_text(encoding="utf-8"))
+        texts, root, own = saved["overrides"], saved["config_name"], saved["config_dir"]
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            raise TypeError("overrides is no list of texts")
+    except (OSError, yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise ConfigError("", None, f"{folder / REQUEST}: this is no sweep's ({error})") from None
+    if root != composer.config_name:
+        raise ConfigError("--config-name", composer.config_name, f"the sweep was started with {root}", f"add -cn {root}")
+    if own != composer.config_dir:
+        problem = f"the sweep was started with {own}"
+        raise ConfigError("--config-dir", composer.config_dir, problem, "leave it out" if own is None else f"add -cd {own}")
+    return composer.read(texts, sweeping=True)
 
 
 # -- the space --------------------------------------------------------------------------------------------------------
@@ -138,7 +148,7 @@ class Plan:
     def corners(self) -> list[dict[str, str]]:
         """Every combination of the values, an interval standing for its two ends."""
         ends = {
-            key: axis if isinstance(axis, Choices) else Choices((repr(axis.low), repr(axis.high)))
+            key: axis if isinstance(axis, Choices) else Choices(tuple(dict.fromkeys((repr(axis.low), repr(axis.high)))))
             for key, axis in self.space.items()
         }
         return [trial.values for trial in Grid(ends).ask(MAX_CHECKED)]
@@ -215,6 +225,15 @@ class _Jobs:
         if problems:
             raise ConfigErrors(list(problems.values()))
 
+    def check_apart(self, jobs: list[dict[str, str]]) -> None:
+        """Raise ConfigError if two of them are one run."""
+        before: dict[str, dict[str, str]] = {}
+        for values in jobs:
+            if (same := before.setdefault(repr(self.config(values)), values)) is not values:
+                one, other = (" ".join(f"{key}={value}" for key, value in job.items()) for job in (same, values))
+                problem = f"{one} is asked for twice" if one == other else f"{one} and {other} are the same run"
+                raise ConfigError("", None, problem, "name each value once; seeds=N repeats runs with other seeds")
+
     def check_folders(self, folder: Path, trials: list[Trial]) -> None:
         """Raise ConfigError if one's folder holds another run than it would be."""
         problems = []
@@ -246,12 +265,8 @@ def multirun(
 
     `old` is the folder of a sweep to go on with, and `again` the keys that are given for that.
     """
-    master = composer.compose([o for o in overrides if not o.is_sweep_override()])
-    parts = [key for key in ("sweep", "seed", "seeds") if key in master]
-    how = checked(OmegaConf.masked_copy(master, parts), _HowToSweep)
+    master, how, planned = _read(command, composer, overrides)
     given = {o.key_or_group for o in overrides}
-    params = _params(command, composer, master, how, given)
-    planned = plan(composer, overrides, params)
     if how.seeds is not None and "seed" in planned.space:
         raise ConfigError("seeds", how.seeds, "seed is swept already", "leave out one of the two")
 
@@ -261,7 +276,9 @@ def multirun(
     listed = isinstance(how.sweep, (GridConfig, PairedConfig))
     if not listed:
         check_space(planned.space)
-    jobs.check([t.values for t in _search(how, planned, None).ask(MAX_CHECKED)] if listed else planned.corners())
+    first = [t.values for t in _search(how, planned, None).ask(MAX_CHECKED)] if listed else planned.corners()
+    jobs.check(first)
+    jobs.check_apart(first)
     with contextlib.ExitStack() as stack, our_errors():
         if not command.has_run_folder:  # Hydra's launchers insist on one
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -269,12 +286,22 @@ def multirun(
             folder = old or Path(master.hydra.sweep.dir)
         else:
             folder = new_folder(master.hydra.sweep.dir)
+        if old is None and is_sweep(folder):
+            _check_same(folder, command, composer, how, planned)
         if command.has_run_folder and listed:
             jobs.check_folders(folder, _search(how, planned, folder).ask(MAX_CHECKED))
+        try:
+            search = _search(how, planned, folder)
+        except UserError:
+            with contextlib.suppress(OSError):  # it is not there, or not empty
+                folder.rmdir()
+            raise
         folder.mkdir(parents=True, exist_ok=True)
         if command.has_run_folder and old is None:
             _write_request(folder, command, composer, overrides)
-        search = _search(how, planned, folder)
+        for override in overrides:
+            if override.key_or_group == "sweep.objectives" and override.key_or_group in again:
+                _replace_in_request(folder, composer, override)
         lines = [o.input_line for o in overrides if o.is_hydra_override() and o.key_or_group != "hydra.sweep.dir"]
         lines += [*launcher.settings, *planned.shared(), f"hydra.sweep.dir={quote(str(folder))}", "hydra.mode=MULTIRUN"]
         job = SweepJob(
@@ -304,6 +331,37 @@ def multirun(
             keys = [*planned.space, *(["seed"] if how.seeds is not None else [])]
             code = _conclude(command, folder, keys, search, loop, code)
     return code
+
+
+def _read(command: Command, composer: Composer, overrides: list[Override]) -> tuple[DictConfig, _HowToSweep, Plan]:
+    """What overrides ask for: all that the jobs share as Hydra composes it, the loop's own settings, and the plan."""
+    master = composer.compose([o for o in overrides if not o.is_sweep_override()])
+    parts = [key for key in ("sweep", "seed", "seeds") if key in master]
+    how = checked(OmegaConf.masked_copy(master, parts), _HowToSweep)
+    params = _params(command, composer, master, how, {o.key_or_group for o in overrides})
+    return master, how, plan(composer, overrides, params)
+
+
+def _check_same(folder: Path, command: Command, composer: Composer, how: _HowToSweep, planned: Plan) -> None:
+    """Raise ConfigError if the sweep in `folder` was asked for with another search, or with a search for something else.
+
+    Runs that are listed are compared with those in the folder (`_Jobs.check_folders`), so that more can be added.
+    """
+
+    def asked(how: _HowToSweep, planned: Plan) -> dict[str, Any]:
+        search = {"sweep": how.sweep._target_.rpartition(".")[2]}
+        if isinstance(how.sweep, (GridConfig, PairedConfig)):
+            return search
+        search |= {f"sweep.{key}": getattr(how.sweep, key) for key in ("objectives", "storage", "study")}
+        fixed = {key: value for key, value in planned.fixed.items() if not changeable(key)}
+        return search | {"seed": how.seed, "seeds": how.seeds} | fixed | planned.space
+
+    before, now = asked(*_read(command, composer, _requested(folder, composer))[1:]), asked(how, planned)
+    differing = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+    if differing:
+        problem = f"{shown(folder)} holds another sweep: it was asked for with another {', '.join(differing)}"
+        remedy = f"go on with the sweep that is there: resume={shown(folder)}, or choose another hydra.sweep.dir"
+        raise ConfigError("hydra.sweep.dir", shown(folder), problem, remedy)
 
 
 def _params(command: Command, composer: Composer, master: DictConfig, how: _HowToSweep, given: set[str]) -> dict[str, Any]:
@@ -346,6 +404,13 @@ def _write_request(folder: Path, command: Command, composer: Composer, overrides
     write_atomic(path, yaml.safe_dump(asked, sort_keys=False, allow_unicode=True))
 
 
+def _replace_in_request(folder: Path, composer: Composer, new: Override) -> None:
+    """Have the sweep in `folder` be one that was asked for with `new`, for every time that it goes on."""
+    kept = [o.input_line for o in _requested(folder, composer) if o.key_or_group != new.key_or_group]
+    asked = yaml.safe_load((folder / REQUEST).read_text(encoding="utf-8")) | {"overrides": [*kept, new.input_line]}
+    write_atomic(folder / REQUEST, yaml.safe_dump(asked, sort_keys=False, allow_unicode=True))
+
+
 class Launcher:
     """What the loop has to know of Hydra's launcher.
 
@@ -358,16 +423,18 @@ class Launcher:
 
     def __init__(self, config: DictConfig, given: set[str]):
         kind = config._target_.rpartition(".")[2]
-        self.own_process = kind != "BasicLauncher"
         self.here = kind in ("BasicLauncher", "JoblibLauncher", "LocalLauncher")
-        self.shares_console = kind == "JoblibLauncher"
-        self.at_once = _AT_ONCE if self.own_process else 1
+        self.at_once = 1 if kind == "BasicLauncher" else _AT_ONCE
+        self.own_process = kind != "BasicLauncher"
+        self.shares_console = False
         self.settings: list[str] = []
         if kind == "JoblibLauncher":
             from joblib import effective_n_jobs
 
             self.at_once = effective_n_jobs(config.n_jobs)
-            self.threads, self.parent = max(1, default_threads() // self.at_once), os.getpid()
+            self.own_process = self.shares_console = self.at_once > 1  # a single job is made in this process
+            self.parent = os.getpid() if self.own_process else None
+            self.threads = max(1, default_threads() // self.at_once)
             if "hydra.launcher.batch_size" not in given:  # "auto" would give one process several jobs in a row
                 self.settings = ["hydra.launcher.batch_size=1"]
         if kind == "SlurmLauncher" and "hydra.launcher.max_num_timeout" not in given:
@@ -458,9 +525,10 @@ def _conclude(command: Command, folder: Path, keys: list[str], search: Search, l
     print(f"\n{table(rows, keys, shutil.get_terminal_size((120, 24)).columns)}\n")
     for line in failures(rows):
         print(line)
-    best = search.best() if search.best() is not None else [r.job for r in rows if r.status == "finished" and r.metric][:1]
-    for job in best:
-        print(f"{search.best_are:8} {shown(folder / str(job))}")
+    if (best := search.best()) is None:
+        best = [row.folder for row in rows if row.status == "finished" and row.metric][:1]
+    for run in best:
+        print(f"{search.best_are:8} {shown(run)}")
     print(f"table    {shown(folder / 'sweep.csv')}")
     unfinished = [row for row in rows if row.status not in ("finished", "pruned", "running")]
     if unfinished or code:

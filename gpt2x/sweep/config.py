@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from gpt2x.config.option import ConfigError, option
 
 SQLITE = "sqlite:///"
+_OF_A_RUN = ("steps", "tokens", "seconds", "flops", "parameters", "trained_parameters", "peak_memory_bytes")
+"""Numbers of result.json that no evaluation has."""
 
 
 @dataclass(kw_only=True)
@@ -76,5 +78,8 @@ class OptunaConfig(SweepConfig):
         if self.pruner != "none" and len(names) > 1:
             problem = f"a run is given up for one objective, and there are {len(names)}"
             raise ConfigError("pruner", self.pruner, problem, "use sweep.pruner=none, or a single objective")
+        if self.pruner != "none" and (names[0] in _OF_A_RUN or names[0].startswith("last.")):
+            problem = f"no evaluation tells it, and sweep.pruner={self.pruner} goes by evaluations"
+            raise ConfigError("objectives", self.objectives, problem, "use sweep.pruner=none, or a metric such as val/loss")
         if self.storage is not None and not (self.storage.startswith(SQLITE) and self.storage != SQLITE):
             raise ConfigError("storage", self.storage, "expected sqlite:///FILE", f"such as {SQLITE}study.db")

@@ -6,6 +6,8 @@ that a search which was stopped and goes on proposes what it would have proposed
 
 The trials of a study carry two notes: "job", the number by which the sweep knows the trial, and "folder", the sweep
 that runs it. A job that failed and is run again is a second trial of the study with the same "job"; the newest one counts.
+A trial with the values of a job that finished takes its result, is not run, and has the note "same_as". So it is not where
+several are asked for at once, before any has finished: the random sampler alone then makes such a run twice.
 """
 
 from __future__ import annotations
@@ -45,7 +47,8 @@ class OptunaSearch(Search):
         seed: of the proposals.
         settings: those of the sweep loop.
 
-    Raises ConfigError for a space that cannot be searched, and if the study is there and is another search's.
+    Raises ConfigError for a space that cannot be searched, and if the study is there and is another search's. As long as no
+    trial of a study that is not shared has reached anything, it may be given other objectives.
     """
 
     def __init__(
@@ -71,7 +74,7 @@ class OptunaSearch(Search):
         # At random, and with nobody else there, all trials may be asked at once, whatever comes of them.
         self.learns = sampler != "random" or pruner != "none" or storage is not None
         self.best_are = "best" if len(objectives) == 1 else "pareto"
-        self._folder, self._shared = str(Path(folder).resolve()), storage is not None
+        self._folder, self._shared = Path(folder).resolve(), storage is not None
         path = (Path(storage.removeprefix(SQLITE)) if storage is not None else Path(folder) / "study.db").resolve()
         path.parent.mkdir(parents=True, exist_ok=True)
         watch = Pruning(str(path), study, pruner, self.objectives[0], startup_trials, min_steps)
@@ -89,8 +92,10 @@ class OptunaSearch(Search):
                 asked.append(self._again(self._begun.pop(0)))
             jobs = set(_newest(self.study))
             while len(jobs) < self.n_trials and len(asked) < n:
-                asked.append(self._new())
-                jobs.add(asked[-1].number)
+                trial, known = self._new()
+                jobs.add(trial.number)
+                if not known:
+                    asked.append(trial)
         return asked
 
     def tell(self, trial: Trial, result: dict[str, Any] | None) -> None:
@@ -111,10 +116,17 @@ class OptunaSearch(Search):
         with self._lock:
             self.study.tell(_newest(self.study)[trial.number].number, values, state, skip_if_finished=True)
 
-    def best(self) -> list[int]:
-        """The trial with the best objective; of several objectives, all trials that no other one beats (Pareto-optimal)."""
-        best = sorted(trial.user_attrs["job"] for trial in self.study.best_trials)
+    def best(self) -> list[Path]:
+        """The run with the best objective; of several objectives, all that no other one beats (Pareto-optimal). In a study
+        that is shared they may be another sweep's."""
+        own = [trial for trial in self.study.best_trials if "same_as" not in trial.user_attrs]
+        trials = sorted(own, key=lambda trial: trial.user_attrs["job"])
+        best = [self._folder_of(trial) / str(trial.user_attrs["job"]) for trial in trials]
         return best if len(self.objectives) > 1 else best[:1]
+
+    def _folder_of(self, trial: FrozenTrial) -> Path:
+        """The sweep that runs a trial: this one, wherever it lies now, if the study is its own."""
+        return Path(trial.user_attrs["folder"]) if self._shared else self._folder
 
     def _open(self, path: Path, name: str) -> Study:
         import optuna
@@ -126,16 +138,29 @@ class OptunaSearch(Search):
         }
         asked = json.loads(json.dumps(asked))  # as it comes back
         storage = _storage(path)
-        if name not in optuna.get_all_study_names(storage):
-            study = optuna.create_study(storage=storage, study_name=name, directions=directions)
-            study.set_user_attr("search", asked)
-            return study
-        study = optuna.load_study(storage=storage, study_name=name)
-        for what, value in asked.items():
-            before = study.user_attrs.get("search", {}).get(what)
-            if before != value:
-                problem = f"the study in {path} has another {what.removesuffix('s')}: {show(before)}, not {show(value)}"
+        begun: list[FrozenTrial] = []
+        if name in optuna.get_all_study_names(storage):
+            study = optuna.load_study(storage=storage, study_name=name)
+            before = study.user_attrs.get("search", {})
+            differing = [what for what in asked if before.get(what) != asked[what]]
+            if not differing:
+                return study
+            begun = study.get_trials()
+            if (
+                differing != ["objectives"]
+                or self._shared
+                or any(trial.state.name in ("COMPLETE", "PRUNED") for trial in begun)
+            ):
+                what = differing[0]
+                old, new = show(before.get(what)), show(asked[what])
+                problem = f"the study in {path} has another {what.removesuffix('s')}: {old}, not {new}"
                 raise ConfigError("sweep.study", name, problem, "give the new search another sweep.study")
+            optuna.delete_study(storage=storage, study_name=name)  # Optuna fixes how many objectives a study has
+        study = optuna.create_study(storage=storage, study_name=name, directions=directions)
+        study.set_user_attr("search", asked)
+        for trial in begun:
+            kept = {"params": trial.params, "distributions": trial.distributions, "user_attrs": trial.user_attrs}
+            study.add_trial(optuna.trial.create_trial(state=trial.state, **kept))
         return study
 
     def _left_over(self) -> list[int]:
@@ -148,8 +173,7 @@ class OptunaSearch(Search):
         return [
             job
             for job, trial in sorted(_newest(self.study).items())
-            if trial.state in (TrialState.RUNNING, TrialState.FAIL)
-            and (not self._shared or trial.user_attrs["folder"] == self._folder)
+            if trial.state in (TrialState.RUNNING, TrialState.FAIL) and self._folder_of(trial) == self._folder
         ]
 
     def _again(self, job: int) -> Trial:
@@ -161,17 +185,36 @@ class OptunaSearch(Search):
                 state=TrialState.RUNNING,
                 params=trial.params,
                 distributions=trial.distributions,
-                user_attrs={"job": job, "folder": self._folder},
+                user_attrs={"job": job, "folder": str(self._folder)},
             )
             self.study.add_trial(again)
         return self._trial(job, trial.params)
 
-    def _new(self) -> Trial:
+    def _new(self) -> tuple[Trial, bool]:
+        """A trial, and whether its result is known already, and told."""
         self.study.sampler = self._sampler(len(self.study.get_trials(deepcopy=False)))
         trial = self.study.ask(self.distributions)
-        trial.set_user_attr("folder", self._folder)
+        trial.set_user_attr("folder", str(self._folder))
+        new = self._trial(trial.number, trial.params)
+        same = self._finished(new.values)
+        if same is not None:
+            trial.set_user_attr("same_as", same.user_attrs["job"])
         trial.set_user_attr("job", trial.number)  # last: from here on the trial counts
-        return self._trial(trial.number, trial.params)
+        if same is not None:
+            self.study.tell(trial, same.values)
+            values = " ".join(f"{key}={value}" for key, value in new.values.items())
+            print(f"trial {new.number} is trial {same.user_attrs['job']} once more, its result is taken: {values}", flush=True)
+        return new, same is not None
+
+    def _finished(self, values: dict[str, str]) -> FrozenTrial | None:
+        """The trial of this sweep that finished with `values`."""
+        for job, trial in _newest(self.study).items():
+            ours = (
+                trial.state.name == "COMPLETE" and "same_as" not in trial.user_attrs and self._folder_of(trial) == self._folder
+            )
+            if ours and self._trial(job, trial.params).values == values:
+                return trial
+        return None
 
     def _trial(self, job: int, params: dict[str, Any]) -> Trial:
         return Trial(job, {key: _typed(axis, params[key]) for key, axis in self.space.items()})
@@ -216,7 +259,7 @@ class Objective:
         if metric := result.get("metric"):
             numbers[metric["name"]] = metric["value"]
         if self.name not in numbers:
-            problem = "a finished run has no such number in its result.json"
+            problem = "a finished run has no such number in its result.json; resume the sweep with another one"
             raise ConfigError("sweep.objectives", str(self), problem, f"there are: {', '.join(sorted(numbers))}")
         return float(numbers[self.name])
 

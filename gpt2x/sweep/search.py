@@ -11,6 +11,7 @@ import statistics
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from gpt2x.config.option import ConfigError
@@ -69,8 +70,9 @@ class Search:
         What was interrupted is not told; it is to be gone on with.
         """
 
-    def best(self) -> list[int] | None:
-        """The number of the best trial, or of all that no other one beats in several objectives; None: the lowest metric's."""
+    def best(self) -> list[Path] | None:
+        """The folder of the best trial's run, or of all that no other one beats in several objectives; None: the lowest
+        metric's."""
         return None
 
 
@@ -111,14 +113,13 @@ class Paired(Listed):
 
 
 class Repeated(Search):
-    """Another search, each of whose trials is made once for each of `values` of the setting `key`, such as a seed.
+    """Another search, none that gives runs up, each of whose trials is made once for each of `values` of the setting `key`,
+    such as a seed.
 
     That search is told the mean of a trial's metrics, once all its repetitions are done.
     """
 
     def __init__(self, search: Search, key: str, values: tuple[str, ...]):
-        if search.pruning is not None:
-            raise ConfigError("seeds", len(values), "with a pruner a run is compared with others, not its own repetitions")
         self.search, self.key, self.values = search, key, values
         self.learns, self.best_are = search.learns, search.best_are
         self._next: deque[Trial] = deque()
@@ -141,15 +142,16 @@ class Repeated(Search):
         if len(results) == len(self.values):
             self.search.tell(self._asked[number], mean_result(results))
 
-    def best(self) -> list[int] | None:
+    def best(self) -> list[Path] | None:
         best, each = self.search.best(), len(self.values)
-        return None if best is None else [number * each + i for number in best for i in range(each)]
+        return None if best is None else [run.with_name(str(int(run.name) * each + i)) for run in best for i in range(each)]
 
 
 def mean_result(results: list[dict[str, Any] | None]) -> dict[str, Any] | None:
-    """The first result with the mean of everything that is a number; one that has no metric, or None, stands for all."""
+    """The first result with the mean of everything that is a number. One that did not finish, or has no metric, or None
+    stands for all: a trial is no better for the repetitions that failed."""
     for result in results:
-        if result is None or result.get("metric") is None:
+        if result is None or result["status"] != "finished" or result.get("metric") is None:
             return result
     return _mean(results)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -13,6 +15,7 @@ import pytest
 from gpt2x import commands
 from gpt2x.config.compose import to_yaml
 from gpt2x.config.schema import GenerateConfig, TrainedModelConfig
+from gpt2x.errors import UserError
 
 
 @dataclass
@@ -24,17 +27,21 @@ class Outcome:
 
 @dataclass
 class Fake:
-    """What was run, and what the next runs shall raise, by seed."""
+    """What was run, what the next runs shall raise, by seed, and what they leave as their result, by their configuration."""
 
     runs: list[SimpleNamespace] = field(default_factory=list)
     raises: dict[int, BaseException] = field(default_factory=dict)
+    result: Callable[[Any], dict[str, Any]] = lambda config: {"status": "finished"}
 
     def train(self, config: Any, run_dir: Path, *, overrides: list[str], sweep: str | None = None) -> None:
         (run_dir / "config.yaml").write_text(to_yaml(config))
         self.runs.append(SimpleNamespace(config=config, run_dir=run_dir, overrides=overrides, sweep=sweep))
         if config.seed in self.raises:
             raise self.raises[config.seed]
-        (run_dir / "result.json").write_text('{"status": "finished"}')
+        result = self.result(config)
+        (run_dir / "result.json").write_text(json.dumps(result))
+        if result["status"] == "failed":
+            raise UserError("it failed")
 
     def generate(self, config: Any) -> None:
         self.runs.append(SimpleNamespace(config=config))

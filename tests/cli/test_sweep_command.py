@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 
 import pytest
@@ -93,6 +94,18 @@ def test_an_axis_of_each_kind():
     ("argv", "expected"),
     [
         (["-m", "seeds=2", "seed=1,2"], "seeds=2: seed is swept already"),
+        (
+            ["sweep=optuna_tpe", "seeds=2"],
+            "seeds=2: sweep.pruner=median would compare a run with its own repetitions\n  add sweep.p",
+        ),
+        (["-m", "optimizer.lr=1e-3,1e-3"], "optimizer.lr=0.001 is asked for twice"),
+        (
+            ["-m", "model=nano,micro", "optimizer.lr=1,2,1.0"],
+            "model=nano optimizer.lr=1 and model=nano optimizer.lr=1.0 are",
+        ),
+        (["sweep=paired", "seed=1,2,1", "optimizer.lr=1,1,1"], "seed=1 optimizer.lr=1 is asked for twice"),
+        (["sweep=random", "optimizer.lr=1,2,1"], "optimizer.lr=1 is asked for twice"),
+        (["sweep=optuna_tpe", "sweep.objectives=[seconds]"], "sweep.objectives=[seconds]: no evaluation tells it"),
         (["-m", "seeds=1,2"], "seeds=1,2: this cannot be swept"),
         (["-m", "sweep=grid,paired"], "sweep=grid,paired: this cannot be swept"),
         (["-m", "hydra.job.name=a,b"], "hydra.job.name=a,b: this cannot be swept"),
@@ -269,7 +282,9 @@ def test_jobs_side_by_side_share_the_cores(monkeypatch, n_jobs, at_once, threads
     composer = Composer("train", TrainConfig)
     overrides = composer.read(["hydra/launcher=joblib", f"hydra.launcher.n_jobs={n_jobs}"], sweeping=True)
     launcher = Launcher(composer.compose(overrides).hydra.launcher, set())
-    assert (launcher.at_once, launcher.threads, launcher.own_process) == (at_once, threads, True)
+    alone = at_once == 1  # joblib then makes the runs in the sweep's own process
+    assert (launcher.at_once, launcher.threads, launcher.own_process) == (at_once, threads, not alone)
+    assert (launcher.parent, launcher.shares_console) == (None if alone else os.getpid(), not alone)
     assert launcher.settings == ["hydra.launcher.batch_size=1"]
     basic = Launcher(composer.compose([]).hydra.launcher, set())
     assert (basic.at_once, basic.threads, basic.own_process) == (1, None, False)
@@ -318,3 +333,121 @@ def test_the_best_run_is_named(train, fake, monkeypatch, tmp_path):
     out = train("resume=s").out
     assert "best     s/1\n" in out
     assert "compare  gpt2x-compare s\n" in out
+
+
+# Searches
+
+
+def reached(value, status="finished"):
+    """The content of a result.json."""
+    return {"status": status, "metric": {"name": "val/loss", "value": value, "step": 5}, "last": {"val/loss": value}}
+
+
+def trials(path):
+    import optuna
+
+    return optuna.load_study(storage=f"sqlite:///{path}", study_name="sweep").trials
+
+
+def test_a_repetition_that_failed_after_an_evaluation_is_made_again(train, fake, tmp_path):
+    """Searched with two seeds: the trial is not known before both its runs are finished."""
+    fake.result = lambda config: reached(float(config.seed), "failed" if config.seed == 2 else "finished")
+    asked = ["sweep=random", "seeds=2", "optimizer.lr=interval(1e-3,1e-2)", "sweep.n_trials=1"]
+    assert train(*asked, "hydra.sweep.dir=s").code == 1
+    assert [trial.state.name for trial in trials(tmp_path / "s/study.db")] == ["FAIL"]
+    fake.result = lambda config: reached(float(config.seed))
+    outcome = train("resume=s")
+    assert outcome.code == 0, outcome.err
+    assert seeds(fake) == [1, 2, 2]
+    assert [(trial.state.name, trial.value) for trial in trials(tmp_path / "s/study.db")] == [("FAIL", None), ("COMPLETE", 1.5)]
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["sweep=random", "optimizer.lr=interval(1e-4,1e-2)"], "another optimizer.lr"),
+        (["sweep=random", "optimizer.lr=interval(1e-3,1e-2)", "model.dropout=0,0.1"], "another model.dropout"),
+        (["sweep=random", "optimizer.lr=interval(1e-3,1e-2)", "trainer.max_steps=9"], "another trainer.max_steps"),
+        (["sweep=random", "optimizer.lr=interval(1e-3,1e-2)", "seeds=2"], "another seeds"),
+        (["sweep=random", "optimizer.lr=interval(1e-3,1e-2)", "sweep.study=b"], "another sweep.study"),
+        (["-m", "optimizer.lr=1,2"], "another sweep"),
+    ],
+)
+def test_another_search_in_its_folder_is_refused_and_leaves_it_as_it_was(train, fake, tmp_path, argv, expected):
+    asked = ["sweep=random", "optimizer.lr=interval(1e-3,1e-2)", "hydra.sweep.dir=s"]
+    fake.result = lambda config: reached(config.optimizer.lr)
+    assert train(*asked, "sweep.n_trials=1").code == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "s").rglob("*") if path.is_file()}
+    outcome = train(*argv, "hydra.sweep.dir=s")
+    assert outcome.code == 2
+    assert expected in outcome.err
+    assert "resume=s" in outcome.err
+    assert {path: path.read_bytes() for path in (tmp_path / "s").rglob("*") if path.is_file()} == before
+    assert train("resume=s").code == 0
+    assert train(*asked, "sweep.n_trials=2", "logger=none").code == 0
+    assert len(fake.runs) == 2
+
+
+def test_a_search_in_the_folder_of_a_grid_is_refused_before_it_has_a_study(train, fake, tmp_path):
+    assert train("-m", "optimizer.lr=1,2", "hydra.sweep.dir=s").code == 0
+    before = listing(tmp_path)
+    outcome = train("sweep=random", "optimizer.lr=1,2", "hydra.sweep.dir=s")
+    assert (outcome.code, listing(tmp_path)) == (2, before)
+    assert "s holds another sweep: it was asked for with another sweep" in outcome.err
+    assert train("resume=s").code == 0
+
+
+def test_a_search_that_a_shared_study_refuses_leaves_no_folder(train, fake, tmp_path):
+    fake.result = lambda config: reached(config.optimizer.lr)
+    shared = ["sweep=random", "sweep.storage=sqlite:///a.db", "sweep.n_trials=1"]
+    assert train(*shared, "optimizer.lr=interval(1e-3,1e-2)", "hydra.sweep.dir=s").code == 0
+    for folder in ([], ["hydra.sweep.dir=t"]):
+        outcome = train(*shared, "optimizer.lr=interval(1e-4,1e-2)", *folder)
+        assert outcome.code == 2
+        assert "has another space" in outcome.err
+        assert not [*tmp_path.glob("outputs/sweeps/*/*"), *tmp_path.glob("t")]
+
+
+def test_the_best_run_of_a_shared_study_is_named_where_it_is(train, fake, tmp_path):
+    shared = ["sweep=random", "sweep.storage=sqlite:///a.db", "optimizer.lr=interval(1e-3,1e-2)"]
+    fake.result = lambda config: reached(1.0)
+    assert "best     s/0\n" in train(*shared, "sweep.n_trials=1", "hydra.sweep.dir=s").out
+    fake.result = lambda config: reached(2.0)
+    outcome = train(*shared, "sweep.n_trials=2", "hydra.sweep.dir=t")
+    assert (tmp_path / "t/1").is_dir()
+    assert "best     s/0\n" in outcome.out
+    fake.result = lambda config: reached(float(config.seed))
+    asked = ["sweep=random", "seeds=2", "sweep.n_trials=2", "optimizer.lr=interval(1e-3,1e-2)", "hydra.sweep.dir=u"]
+    out = train(*asked).out
+    assert "best     u/0\nbest     u/1\n" in out
+    (tmp_path / "u").rename(tmp_path / "v")
+    assert "best     v/0\nbest     v/1\n" in train("resume=v").out
+
+
+def test_an_objective_that_no_run_has_is_mended_without_losing_the_run(train, fake, tmp_path):
+    fake.result = lambda config: reached(config.optimizer.lr)
+    asked = ["sweep=random", "optimizer.lr=interval(1e-3,1e-2)", "sweep.n_trials=2", "hydra.sweep.dir=s"]
+    assert train(*asked, "sweep.objectives=[val/los]").code == 2
+    mended = train("resume=s", "sweep.objectives=[max:val/loss]")
+    assert mended.code == 0, mended.err
+    runs = {run.run_dir.name: run.config.optimizer.lr for run in fake.runs}
+    assert list(runs) == ["0", "1"]
+    assert len(fake.runs) == 2
+    assert f"best     s/{max(runs, key=runs.get)}\n" in mended.out
+    assert train("resume=s").code == 0
+    refused = train("resume=s", "sweep.objectives=[val/loss]")
+    assert (refused.code, "has another objective" in refused.err) == (2, True)
+    assert train("resume=s").code == 0
+
+
+def test_values_that_are_proposed_again_are_not_run_again(train, fake, tmp_path):
+    fake.result = lambda config: reached(config.optimizer.lr)
+    asked = ["sweep=random", "sweep.sampler=tpe", "optimizer.lr=1,2", "hydra.sweep.dir=s"]
+    outcome = train(*asked, "sweep.n_trials=8")
+    assert outcome.code == 0, outcome.err
+    assert sorted(run.config.optimizer.lr for run in fake.runs) == [1, 2]
+    first = next(run.run_dir.name for run in fake.runs if run.config.optimizer.lr == 1)
+    assert outcome.out.count("its result is taken") == 6
+    assert f"best     s/{first}\n" in outcome.out
+    assert {(trial.state.name, trial.value) for trial in trials(tmp_path / "s/study.db")} == {("COMPLETE", 1), ("COMPLETE", 2)}
+    assert len(trials(tmp_path / "s/study.db")) == 8

@@ -174,6 +174,19 @@ def test_a_signal_to_a_sweep_in_one_process(tmp_path, text):
     assert statuses(folder) == {0: "finished", 1: "finished"}
 
 
+def test_joblib_with_a_single_worker_makes_its_runs_in_this_process(tmp_path, text):
+    folder = tmp_path / "sweep"
+    joblib = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=1"]
+    process = sweep(folder, "seed=1,2", "trainer.max_steps=200", f"data.path={text}", *joblib)
+    wait_for(lambda: rows(folder / "0") > 15, process)
+    process.send_signal(signal.SIGTERM)
+    output = process.communicate(timeout=120)[0]
+    assert process.returncode == 143, output
+    assert statuses(folder) == {0: "interrupted", 1: "not run"}
+    finish(sweep(folder, f"resume={folder}"))
+    assert statuses(folder) == {0: "finished", 1: "finished"}
+
+
 @pytest.mark.slow
 def test_no_run_begins_after_a_failure_side_by_side(tmp_path, text, broken):
     folder = tmp_path / "sweep"

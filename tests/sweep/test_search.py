@@ -88,10 +88,8 @@ def test_a_search_is_told_the_mean_of_the_repetitions_once_all_are_done():
     repeated.tell(trials[2], results[0])
     repeated.tell(*repeated.ask(1), None)
     assert search.told[1:] == [(1, None)]
-
-
-def test_what_gives_runs_up_cannot_compare_repetitions():
-    search = Told()
-    search.pruning = lambda number: None
-    with pytest.raises(ConfigError, match="seeds=2: with a pruner"):
-        Repeated(search, "seed", ("1", "2"))
+    failed = results[0] | {"status": "failed"}  # after its first evaluation
+    trials = repeated.ask(2)
+    repeated.tell(trials[0], results[0])
+    repeated.tell(trials[1], failed)
+    assert search.told[2:] == [(2, failed)]
