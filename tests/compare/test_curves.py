@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -12,6 +12,9 @@ import yaml
 
 from gpt2x.compare import load_runs
 from gpt2x.compare.curves import SHIPPED, Curve, judge, load_curves, make_curve, save_curve
+from gpt2x.compare.runs import cell, flat
+from gpt2x.config.compose import compose
+from gpt2x.config.schema import TrainConfig
 from gpt2x.errors import UserError
 
 
@@ -114,5 +117,11 @@ def test_what_cannot_be_a_curve_is_said(sweep, tmp_path):
 
 
 def test_the_curves_that_ship_are_of_this_version_s_settings():
-    for curve in load_curves(SHIPPED):
-        assert curve.matches(curve.settings), curve.name
+    recipes = {"storybook": [], "study_position_learned": ["experiment=study_position"]}
+    curves = {curve.name: curve for curve in load_curves(SHIPPED)}
+    assert curves.keys() == recipes.keys()
+    for name, overrides in recipes.items():
+        config = flat(asdict(compose("train", TrainConfig, overrides)))
+        settings = {key: cell(value) for key, value in config.items() if value is not None}
+        assert curves[name].matches(settings), name
+        assert not curves[name].matches(settings | {"optimizer.lr": 1.0})
