@@ -191,7 +191,7 @@ def test_what_may_change_on_the_way_does(train, fake, half_done):
         (["resume=s", "seed=1"], "keep their settings"),
         (["resume=s", "logger=none,wandb"], "keep their settings"),
         (["resume=s", "sweep=paired"], "keep their settings"),
-        (["resume=s", "-m"], "without -m"),
+        (["resume=s", "-m"], "-m starts a new sweep"),
         (["resume=s", "-cd", "."], "leave it out"),
         (["-m", "seed=1,3,2", "optimizer.lr=0.5", "hydra.sweep.dir=s"], "s/1 holds another run: seed=2, not 3"),
         (["-m", "seed=1,2", "optimizer.lr=0.25", "hydra.sweep.dir=s"], "s/0 holds another run: optimizer.lr=0.5, not 0.25"),
