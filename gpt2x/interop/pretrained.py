@@ -1,0 +1,88 @@
+"""Models that other programs wrote, in our terms: what init=openai, init=hf and checkpoint=FOLDER read.
+
+A folder comes in, OpenAI's (openai.py) or Hugging Face's (huggingface.py); out come its description, which needs no torch
+and next to no time, and then its weights by our names. Each of the two modules has the functions `describe` and `read`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from gpt2x.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from gpt2x.tokenizer.base import Tokenizer
+
+_MARKS = {"openai": ("hparams.json", "model.ckpt.index"), "hf": ("config.json",)}  # any of these is in such a folder
+
+
+class PretrainedError(UserError):
+    """A folder or file of another program's that cannot be used; the message names it."""
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a folder's small files say of its model.
+
+    path        the folder
+    format      "openai" or "hf"
+    model       the settings of GPTConfig that it decides: n_layer, n_head, n_embd, context_length, tied_head, and dropout
+                where the files speak of it
+    vocab_size  rows of the token embedding, which may be more than the tokenizer has tokens
+    tokenizer   what the tokenizer is: "gpt2", OpenAI's own, or "bpe", another one of bytes and their joins
+    labels      of a classifier: its classes, in the order of the head's outputs; None: it makes text
+    """
+
+    path: Path
+    format: str
+    model: dict[str, Any]
+    vocab_size: int
+    tokenizer: str
+    labels: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A model whose files are whole: every tensor that the description asks for is there, in the right shape.
+
+    tensors         the parameters of our GPT by their names there, matrices as nn.Linear has them, fp32; beside them, of a
+                    classifier, "score.weight" and, where its head has one, "score.bias". Each is read from the disk (or
+                    mapped) when it is asked for, and is not kept.
+    read_tokenizer  makes the tokenizer that the folder's files describe
+    """
+
+    about: Description
+    tensors: Mapping[str, Tensor]
+    read_tokenizer: Callable[[], Tokenizer]
+
+
+def format_of(path: str | Path) -> str | None:
+    """Whose files are in the folder: "openai", "hf", or None where they are neither's."""
+    marked = [name for name, files in _MARKS.items() if any(Path(path, file).is_file() for file in files)]
+    return marked[0] if marked else None
+
+
+def describe(path: str | Path) -> Description:
+    """The model in folder `path`, by its small files alone. Raises PretrainedError where it cannot be had or represented."""
+    return _module(path).describe(Path(path))
+
+
+def read(path: str | Path) -> Pretrained:
+    """The model in folder `path`. Raises PretrainedError where a file is missing, torn or foreign, or cannot be represented."""
+    return _module(path).read(Path(path))
+
+
+def _module(path: str | Path) -> ModuleType:
+    from gpt2x.interop import huggingface, openai
+
+    found = format_of(path)
+    if found is None:
+        marks = "; ".join(f"{' or '.join(files)} ({name})" for name, files in _MARKS.items())
+        raise PretrainedError(f"{path}: no model of OpenAI's or Hugging Face's: it has none of the files {marks}")
+    return {"openai": openai, "hf": huggingface}[found]
