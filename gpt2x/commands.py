@@ -155,6 +155,7 @@ export = Command(
     examples=(
         "checkpoint=RUN format=gguf output=model.gguf             a language model or an instructed one, for llama.cpp",
         "checkpoint=RUN format=gguf weights=q8_0 output=small.gguf",
+        "checkpoint=RUN format=hf output=model                    any run, for Hugging Face's transformers",
         "checkpoint=RUN format=peft output=adapter                what finetune=lora has trained, for Hugging Face's peft",
     ),
 )

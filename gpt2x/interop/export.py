@@ -9,9 +9,12 @@ from gpt2x.config.schema import ExportConfig
 from gpt2x.errors import UserError
 from gpt2x.files import shown
 from gpt2x.interop.gguf import write_gguf
+from gpt2x.interop.huggingface_export import check_replaceable, write_huggingface
+from gpt2x.interop.model_card import model_card
 from gpt2x.interop.peft import write_adapter
 from gpt2x.model.classifier import Classifier
 from gpt2x.model.lora import adapted_layers
+from gpt2x.tracking.result import read_result
 from gpt2x.training.load import LoadedRun, load_run
 
 
@@ -22,6 +25,11 @@ def export(config: ExportConfig) -> None:
         raise ConfigError("output", config.output, "this is a folder", "name a file in it")
     if config.format == "peft" and output.exists() and not output.is_dir():
         raise ConfigError("output", config.output, "this is a file", "name a folder")
+    if config.format == "hf":
+        try:
+            check_replaceable(output)
+        except UserError as error:
+            raise ConfigError("output", config.output, str(error)) from None
     run = load_run(config.checkpoint, config.which, merged=config.format != "peft")
     try:
         _write(config, run)
@@ -32,18 +40,25 @@ def export(config: ExportConfig) -> None:
 
 
 def _write(config: ExportConfig, run: LoadedRun) -> None:
+    if config.format in ("hf", "peft") and isinstance(run.model, Classifier) and run.model.pooling != "last_token":
+        problem = f"has task.pooling={run.model.pooling}, and transformers knows last_token alone"
+        raise ConfigError("format", config.format, f"checkpoint={config.checkpoint} {problem}")
     if config.format == "gguf":
         if isinstance(run.model, Classifier):
             problem = "llama.cpp's GPT-2 has no classifier's head"
             raise ConfigError("format", "gguf", f"checkpoint={config.checkpoint} is a classifier, and {problem}")
         write_gguf(config.output, run.model, run.tokenizer, weights=config.weights)
+    elif config.format == "hf":
+        write_huggingface(
+            config.output,
+            run.model,
+            run.tokenizer,
+            labels=run.task.about.get("labels"),
+            template=getattr(run.task, "template", None),
+            card=model_card(run, read_result(Path(config.checkpoint)), Path(config.output).resolve().name),
+        )
     else:
         if not adapted_layers(run.model):
             problem = f"checkpoint={config.checkpoint} has no adapter"
-            raise ConfigError("format", "peft", problem, "train one with finetune=lora, or use format=gguf")
-        if isinstance(run.model, Classifier) and run.model.pooling != "last_token":
-            problem = (
-                f"checkpoint={config.checkpoint} has task.pooling={run.model.pooling}, and transformers knows last_token alone"
-            )
-            raise ConfigError("format", "peft", problem)
+            raise ConfigError("format", "peft", problem, "train one with finetune=lora, or use format=hf or gguf")
         write_adapter(run.model, config.output, base_name=config.base)

@@ -1,0 +1,380 @@
+"""A model in Hugging Face's form in: what its config.json says, and its weights by our names.
+
+    config.json                     what the model is: `describe`
+    model.safetensors               the weights, or model.safetensors.index.json, which says in which files they are;
+                                    or pytorch_model.bin and its index, of which nothing but tensors is ever unpickled
+    tokenizer.json, vocab.json, ... the tokenizer: huggingface_tokenizer.py
+
+transformers' GPT2LMHeadModel, GPT2Model and GPT2ForSequenceClassification compute what our GPT and Classifier compute, but
+for settings of theirs that ours do not have: a folder with one of these is refused, with the setting's name.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import pickle
+import re
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from gpt2x.interop.huggingface_tokenizer import inspect_tokenizer, read_object
+from gpt2x.interop.pretrained import Description, Pretrained, PretrainedError
+from gpt2x.tokenizer.base import END_OF_TEXT
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+CLASSIFIER = "GPT2ForSequenceClassification"
+_KINDS = ("GPT2LMHeadModel", "GPT2Model", CLASSIFIER)
+
+# Every setting of transformers' GPT2Config is in one of these three; a test goes through them.
+_DEFAULTS: dict[str, Any] = {  # those that are read, and what they are where the file leaves them out
+    "vocab_size": 50257,
+    "n_positions": 1024,
+    "n_embd": 768,
+    "n_layer": 12,
+    "n_head": 12,
+    "n_inner": None,
+    "embd_pdrop": 0.1,
+    "attn_pdrop": 0.1,
+    "resid_pdrop": 0.1,
+    "tie_word_embeddings": True,
+    "architectures": None,
+    "id2label": None,
+    "num_labels": 2,
+    "pad_token_id": None,
+    "eos_token_id": 50256,
+}
+_ALLOWED: dict[str, tuple] = {  # the values with which it computes what our model computes, the default first
+    "model_type": ("gpt2",),
+    "activation_function": ("gelu_new", "gelu_pytorch_tanh", "gelu_fast"),
+    "layer_norm_epsilon": (1e-5,),
+    "scale_attn_weights": (True,),
+    "scale_attn_by_inverse_layer_idx": (False,),
+    "add_cross_attention": (False,),
+    "is_encoder_decoder": (False,),
+    "problem_type": (None, "single_label_classification"),
+}
+_WITHOUT_EFFECT = {  # on what a trained model computes; from decoder_start_token_id on, those of older versions
+    *("bos_token_id", "chunk_size_feed_forward", "dtype", "initializer_range", "label2id", "output_attentions"),
+    *("output_hidden_states", "reorder_and_upcast_attn", "return_dict", "summary_activation", "summary_first_dropout"),
+    *("summary_proj_to_labels", "summary_type", "summary_use_proj", "transformers_version", "use_cache", "_name_or_path"),
+    *("decoder_start_token_id", "do_sample", "early_stopping", "eos_token_ids", "finetuning_task", "forced_bos_token_id"),
+    *("forced_eos_token_id", "gradient_checkpointing", "is_decoder", "length_penalty", "max_length", "min_length", "n_ctx"),
+    *("num_beam_groups", "num_beams", "num_return_sequences", "output_past", "predict_special_tokens", "prefix"),
+    *("remove_invalid_values", "repetition_penalty", "sep_token_id", "suppress_tokens", "task_specific_params"),
+    *("temperature", "tokenizer_class", "top_k", "top_p", "torch_dtype", "typical_p", "_attn_implementation", "_num_labels"),
+}
+_ALIASES = {
+    "hidden_size": "n_embd",
+    "max_position_embeddings": "n_positions",
+    "num_attention_heads": "n_head",
+    "num_hidden_layers": "n_layer",
+}
+
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+_MASKS = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")  # the causal mask, which old versions kept among the weights
+_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
+
+
+def describe(path: Path) -> Description:
+    """The model in folder `path`, by its small files alone.
+
+    Raises PretrainedError where they are missing or torn, or speak of a model or tokenizer that ours cannot be.
+    """
+    file = path / "config.json"
+    config = _read_config(file)
+
+    def get(name: str, allowed: str, fits: Callable[[Any], bool]) -> Any:
+        value = config.get(name, _DEFAULTS[name])
+        if not fits(value):
+            raise PretrainedError(f"{file}: {name}={json.dumps(value)}: expected {allowed}")
+        return value
+
+    sizes = {
+        name: get(name, "a whole number of at least 1", lambda v: _is_whole(v) and v >= 1)
+        for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head")
+    }
+    n_embd, n_head = sizes["n_embd"], sizes["n_head"]
+    if n_embd % n_head:
+        raise PretrainedError(f"{file}: n_head={n_head}: does not divide n_embd={n_embd}")
+    get("n_inner", f"null or {4 * n_embd}, four times n_embd: no other is supported", lambda v: v in (None, 4 * n_embd))
+    rates = {
+        name: get(name, "a number of at least 0 and below 1", lambda v: _is_number(v) and 0 <= v < 1)
+        for name in ("embd_pdrop", "attn_pdrop", "resid_pdrop")
+    }
+    if len(set(rates.values())) > 1:
+        given = " ".join(f"{name}={rate}" for name, rate in rates.items())
+        raise PretrainedError(f"{file}: {given}: our model has one dropout for all three; make them equal there")
+    tied = get("tie_word_embeddings", "true or false", lambda v: isinstance(v, bool))
+
+    kinds = get("architectures", f"one of {', '.join(_KINDS)}", lambda v: not v or (isinstance(v, list) and v[0] in _KINDS))
+    labels = _labels(config, get) if kinds and kinds[0] == CLASSIFIER else None
+    tokenizer = inspect_tokenizer(path, sizes["vocab_size"])
+    end = tokenizer.end_of_text
+    if labels is None:
+
+        def ends_text(value: Any) -> bool:
+            ids = value if isinstance(value, list) else [value]
+            known = [i for i in ids if _is_whole(i) and 0 <= i < sizes["vocab_size"]]  # others, no text can end with
+            return end in known or not known
+
+        get("eos_token_id", f"{end}, the tokenizer's {END_OF_TEXT}: texts cannot end with another", ends_text)
+    return Description(
+        path=path,
+        format="hf",
+        model={
+            "n_layer": sizes["n_layer"],
+            "n_head": n_head,
+            "n_embd": n_embd,
+            "context_length": sizes["n_positions"],
+            "dropout": float(rates["embd_pdrop"]),
+            "tied_head": tied or labels is not None,  # a classifier has no such head: begun from it, another model ties its own
+        },
+        vocab_size=sizes["vocab_size"],
+        tokenizer=tokenizer.kind,
+        labels=labels,
+    )
+
+
+def read(path: Path) -> Pretrained:
+    """The model in folder `path`. Raises PretrainedError where a file is missing, torn or foreign, or cannot be represented."""
+    import torch
+
+    about = describe(path)
+    found = _open(path)
+    wanted = _wanted(about)
+    named: dict[str, _Stored] = {}
+    for theirs, stored in found.items():
+        name = theirs.removeprefix("transformer.")
+        if _MASKS.fullmatch(name):
+            continue
+        if name in named:
+            raise PretrainedError(f"{stored.file}: holds {name} twice, with and without the prefix transformer.")
+        named[name] = stored
+    head = named.pop("lm_head.weight", None) if "lm_head.weight" not in wanted and about.labels is None else None
+    for problem, names in {
+        "lacks": [name for name in wanted if name not in named],
+        "holds what the model of config.json has no place for:": [name for name in named if name not in wanted],
+    }.items():
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            raise PretrainedError(f"{path}: {problem} {', '.join(names[:3])}{more}")
+    for name, shape in wanted.items():
+        named[name].check(name, tuple(reversed(shape)) if is_transposed(name) else shape)
+    if head is not None:
+        head.check("lm_head.weight", wanted["wte.weight"])
+        if not head.load().equal(named["wte.weight"].load()):
+            problem = "is not the token embedding, though tie_word_embeddings is true"
+            raise PretrainedError(f"{head.file}: lm_head.weight {problem}; set it to false in {path / 'config.json'}")
+
+    readers = {name: partial(_read, named[name], is_transposed(name)) for name in wanted}
+    if about.labels is not None:
+        readers["score.bias"] = partial(torch.zeros, len(about.labels))  # theirs has none
+    return Pretrained(about, _Tensors(readers), inspect_tokenizer(path, about.vocab_size).make)
+
+
+def find(name: str, cache: str | Path | None = None) -> Path:
+    """The folder `name`, or that of the model of this name on huggingface.co: NAME, OWNER/NAME, either with @REVISION.
+
+    What is needed of it is fetched through huggingface_hub, into its own cache or the folder `cache`; what is there already
+    is not fetched again, and needs no network. Raises PretrainedError where it cannot be had.
+    """
+    if Path(name).is_dir():
+        return Path(name)
+    if not re.fullmatch(r"[\w][\w.-]*(/[\w][\w.-]*)?(@[\w./-]+)?", name):
+        raise PretrainedError(f"{name}: no such folder, and not the name of a model on huggingface.co")
+    try:
+        import huggingface_hub
+    except ImportError:
+        problem = "no such folder, and fetching a model from huggingface.co needs the package huggingface_hub"
+        raise PretrainedError(f"{name}: {problem}\n  pip install 'gpt2x[hub]', or give a folder") from None
+    repository, _, revision = name.partition("@")
+
+    def fetch(*patterns: str) -> Path:
+        options = {"revision": revision or None, "cache_dir": cache, "allow_patterns": list(patterns)}
+        return Path(huggingface_hub.snapshot_download(repository, **options))
+
+    try:
+        folder = fetch(*_FILES, "model*.safetensors", "model.safetensors.index.json")
+        if not any((folder / file).is_file() for file in _WEIGHTS[:2]):
+            folder = fetch(*_FILES, "pytorch_model*.bin", "pytorch_model.bin.index.json")
+    except Exception as error:  # its own errors, those of the HTTP library under it, and the operating system's
+        reason = " ".join(str(error).split())
+        problem = f"no such folder, and it could not be had from huggingface.co: {type(error).__name__}: {reason[:300]}"
+        raise PretrainedError(f"{name}: {problem}\n  Or give a folder with the files of such a model.") from error
+    return folder
+
+
+# -- the weights -------------------------------------------------------------------------------------------------
+
+
+class _Stored(NamedTuple):
+    """A tensor in a file: what it is like, and what reads it."""
+
+    file: Path
+    shape: tuple[int, ...]
+    kind: str  # of numbers, as safetensors calls it
+    load: Callable[[], Tensor]
+
+    def check(self, name: str, shape: tuple[int, ...]) -> None:
+        if self.shape != shape or self.kind not in ("F64", "F32", "F16", "BF16"):
+            problem = f"is {self.kind} {self.shape}, and the model of config.json needs floating-point numbers {shape}"
+            raise PretrainedError(f"{self.file}: {name} {problem}")
+
+
+def _read(stored: _Stored, transposed: bool) -> Tensor:
+    tensor = stored.load().float()
+    return tensor.T if transposed else tensor
+
+
+class _Tensors(Mapping):
+    """Tensors, each of which is read when it is asked for."""
+
+    def __init__(self, readers: Mapping[str, Callable[[], Tensor]]):
+        self._readers = readers
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._readers[name]()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._readers)
+
+    def __len__(self) -> int:
+        return len(self._readers)
+
+
+def _wanted(about: Description) -> dict[str, tuple[int, ...]]:
+    """Our names of the parameters, and their shapes here: those of the GPT, and of a classifier's head."""
+    n_embd, vocab_size = about.model["n_embd"], about.vocab_size
+    shapes = {"wte.weight": (vocab_size, n_embd), "wpe.weight": (about.model["context_length"], n_embd)}
+    for i in range(about.model["n_layer"]):
+        for name, (n_out, n_in) in {
+            "attn.c_attn": (3 * n_embd, n_embd),
+            "attn.c_proj": (n_embd, n_embd),
+            "mlp.c_fc": (4 * n_embd, n_embd),
+            "mlp.c_proj": (n_embd, 4 * n_embd),
+        }.items():
+            shapes |= {f"h.{i}.{name}.weight": (n_out, n_in), f"h.{i}.{name}.bias": (n_out,)}
+        for name in ("ln_1", "ln_2"):
+            shapes |= {f"h.{i}.{name}.weight": (n_embd,), f"h.{i}.{name}.bias": (n_embd,)}
+    shapes |= {"ln_f.weight": (n_embd,), "ln_f.bias": (n_embd,)}
+    if about.labels is not None:
+        shapes["score.weight"] = (len(about.labels), n_embd)
+    elif not about.model["tied_head"]:
+        shapes["lm_head.weight"] = (vocab_size, n_embd)
+    return shapes
+
+
+def is_transposed(name: str) -> bool:
+    """Whether a parameter of ours is kept transposed there: the matrices of the layers that they call Conv1D."""
+    return name.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight"))
+
+
+def _open(path: Path) -> dict[str, _Stored]:
+    """All tensors in the folder by their names there; none is read yet."""
+    found = next((path / name for name in _WEIGHTS if (path / name).is_file()), None)
+    if found is None:
+        raise PretrainedError(f"{path}: has no weights: none of {', '.join(_WEIGHTS)} is there")
+    if found.suffix != ".json":
+        return _open_file(found)
+    places = read_object(found).get("weight_map")
+    names = places.values() if isinstance(places, dict) else [None]
+    if not all(isinstance(name, str) and Path(name).name == name for name in names):
+        raise PretrainedError(f"{found}: weight_map does not say in which file of this folder each tensor is")
+    tensors: dict[str, _Stored] = {}
+    for name in sorted(set(names)):
+        if not (path / name).is_file():
+            raise PretrainedError(f"{path / name}: no such file, and {found.name} speaks of it")
+        tensors |= _open_file(path / name)
+    for name, file in places.items():
+        if name not in tensors or tensors[name].file.name != file:
+            raise PretrainedError(f"{path / file}: lacks {name}, which is there as {found.name} says")
+    return tensors
+
+
+def _open_file(file: Path) -> dict[str, _Stored]:
+    import torch
+
+    if file.suffix == ".safetensors":
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            opened = safe_open(file, "pt")
+            parts = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise PretrainedError(f"{file}: torn, or no safetensors file ({error})") from None
+        return {
+            name: _Stored(file, tuple(part.get_shape()), part.get_dtype(), partial(opened.get_tensor, name))
+            for name, part in parts.items()
+        }
+    try:
+        held = _unpickled(file)
+    except pickle.UnpicklingError as error:
+        raise PretrainedError(f"{file}: torn, or holds more than tensors, which could run code: it is not read") from error
+    except Exception as error:  # of many kinds, by where it is torn
+        raise PretrainedError(f"{file}: torn, or no file of torch's") from error
+    if not isinstance(held, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in held.values()):
+        raise PretrainedError(f"{file}: not a state dict, names and their tensors")
+    kinds = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+    return {
+        name: _Stored(file, tuple(tensor.shape), kinds.get(tensor.dtype, str(tensor.dtype)), tensor.detach)
+        for name, tensor in held.items()
+    }
+
+
+def _unpickled(file: Path) -> Any:
+    import torch
+
+    load = partial(torch.load, file, map_location="cpu", weights_only=True)
+    try:
+        return load(mmap=True)
+    except RuntimeError:  # an older form, which cannot be mapped; what is torn fails again
+        return load()
+
+
+# -- config.json -------------------------------------------------------------------------------------------------
+
+
+def _read_config(file: Path) -> dict[str, Any]:
+    """The settings by their usual names, those that our model does not have refused."""
+    config = read_object(file)
+    if "model_type" not in config:
+        raise PretrainedError(f"{file}: has no model_type, so it is not of a model of transformers")
+    for alias, name in _ALIASES.items():
+        if alias in config:
+            config[name] = config.pop(alias)
+    for name, allowed in _ALLOWED.items():
+        value = config.get(name, allowed[0])
+        if not any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in allowed):
+            expected = " or ".join(json.dumps(one) for one in allowed)
+            raise PretrainedError(f"{file}: {name}={json.dumps(value)}: expected {expected}; our GPT-2 computes nothing else")
+    for name, value in config.items():
+        known = name in _DEFAULTS or name in _ALLOWED or name in _WITHOUT_EFFECT
+        if value and not known:
+            problem = f"{name}={json.dumps(value)}: unknown here, and it may change what the model computes"
+            raise PretrainedError(f"{file}: {problem}; take it out if it does not")
+    return config
+
+
+def _labels(config: dict[str, Any], get: Callable) -> tuple[str, ...]:
+    count = get("num_labels", "a whole number of at least 2", lambda v: _is_whole(v) and v >= 2)
+
+    def are_labels(value: Any) -> bool:
+        if not isinstance(value, dict) or set(value) != {str(i) for i in range(len(value))} or len(value) < 2:
+            return value is None
+        return all(isinstance(label, str) for label in value.values()) and len(set(value.values())) == len(value)
+
+    named = get("id2label", "the names of two or more classes, each another one, by the numbers 0, 1, ...", are_labels)
+    return tuple(named[str(i)] for i in range(len(named))) if named else tuple(f"LABEL_{i}" for i in range(count))
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
