@@ -12,13 +12,12 @@ for settings of theirs that ours do not have: a folder with one of these is refu
 from __future__ import annotations
 
 import json
-import math
 import pickle
 import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from gpt2x.interop.huggingface_tokenizer import inspect_tokenizer, read_object
 from gpt2x.interop.pretrained import Description, Pretrained, PretrainedError
@@ -45,6 +44,7 @@ _DEFAULTS: dict[str, Any] = {  # those that are read, and what they are where th
     "architectures": None,
     "id2label": None,
     "num_labels": 2,
+    "problem_type": None,
     "pad_token_id": None,
     "eos_token_id": 50256,
 }
@@ -56,7 +56,6 @@ _ALLOWED: dict[str, tuple] = {  # the values with which it computes what our mod
     "scale_attn_by_inverse_layer_idx": (False,),
     "add_cross_attention": (False,),
     "is_encoder_decoder": (False,),
-    "problem_type": (None, "single_label_classification"),
 }
 _WITHOUT_EFFECT = {  # on what a trained model computes; from decoder_start_token_id on, those of older versions
     *("bos_token_id", "chunk_size_feed_forward", "dtype", "initializer_range", "label2id", "output_attentions"),
@@ -85,56 +84,33 @@ def describe(path: Path) -> Description:
 
     Raises PretrainedError where they are missing or torn, or speak of a model or tokenizer that ours cannot be.
     """
-    file = path / "config.json"
-    config = _read_config(file)
-
-    def get(name: str, allowed: str, fits: Callable[[Any], bool]) -> Any:
-        value = config.get(name, _DEFAULTS[name])
-        if not fits(value):
-            raise PretrainedError(f"{file}: {name}={json.dumps(value)}: expected {allowed}")
-        return value
-
-    sizes = {
-        name: get(name, "a whole number of at least 1", lambda v: _is_whole(v) and v >= 1)
-        for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head")
-    }
-    n_embd, n_head = sizes["n_embd"], sizes["n_head"]
-    if n_embd % n_head:
-        raise PretrainedError(f"{file}: n_head={n_head}: does not divide n_embd={n_embd}")
-    get("n_inner", f"null or {4 * n_embd}, four times n_embd: no other is supported", lambda v: v in (None, 4 * n_embd))
-    rates = {
-        name: get(name, "a number of at least 0 and below 1", lambda v: _is_number(v) and 0 <= v < 1)
-        for name in ("embd_pdrop", "attn_pdrop", "resid_pdrop")
-    }
-    if len(set(rates.values())) > 1:
-        given = " ".join(f"{name}={rate}" for name, rate in rates.items())
-        raise PretrainedError(f"{file}: {given}: our model has one dropout for all three; make them equal there")
-    tied = get("tie_word_embeddings", "true or false", lambda v: isinstance(v, bool))
-
-    kinds = get("architectures", f"one of {', '.join(_KINDS)}", lambda v: not v or (isinstance(v, list) and v[0] in _KINDS))
-    labels = _labels(config, get) if kinds and kinds[0] == CLASSIFIER else None
-    tokenizer = inspect_tokenizer(path, sizes["vocab_size"])
-    end = tokenizer.end_of_text
-    if labels is None:
-
-        def ends_text(value: Any) -> bool:
-            ids = value if isinstance(value, list) else [value]
-            known = [i for i in ids if _is_whole(i) and 0 <= i < sizes["vocab_size"]]  # others, no text can end with
-            return end in known or not known
-
-        get("eos_token_id", f"{end}, the tokenizer's {END_OF_TEXT}: texts cannot end with another", ends_text)
+    config = _Config(path / "config.json")
+    n_embd = config.whole("n_embd")
+    n_head = config.get("n_head", f"a whole number that divides n_embd={n_embd}", lambda v: _is_whole(v, 1) and n_embd % v == 0)
+    config.get("n_inner", f"null or {4 * n_embd}, four times n_embd", lambda v: v in (None, 4 * n_embd))
+    kinds = config.get(
+        "architectures", f"one of {', '.join(_KINDS)}", lambda v: not v or (isinstance(v, list) and v[0] in _KINDS)
+    )
+    vocab_size = config.whole("vocab_size")
+    tokenizer = inspect_tokenizer(path, vocab_size)
+    tied = config.get("tie_word_embeddings", "true or false", lambda v: isinstance(v, bool))
+    labels = None
+    if kinds and kinds[0] == CLASSIFIER:
+        labels = _labels(config)
+        tied = True  # it has no such head: a language model that begins with it ties its own
+    _check_ends(config, tokenizer.end_of_text, vocab_size, classifier=labels is not None)
     return Description(
         path=path,
         format="hf",
         model={
-            "n_layer": sizes["n_layer"],
+            "n_layer": config.whole("n_layer"),
             "n_head": n_head,
             "n_embd": n_embd,
-            "context_length": sizes["n_positions"],
-            "dropout": float(rates["embd_pdrop"]),
-            "tied_head": tied or labels is not None,  # a classifier has no such head: begun from it, another model ties its own
+            "context_length": config.whole("n_positions"),
+            "dropout": _dropout(config),
+            "tied_head": tied,
         },
-        vocab_size=sizes["vocab_size"],
+        vocab_size=vocab_size,
         tokenizer=tokenizer.kind,
         labels=labels,
     )
@@ -339,42 +315,73 @@ def _unpickled(file: Path) -> Any:
 # -- config.json -------------------------------------------------------------------------------------------------
 
 
-def _read_config(file: Path) -> dict[str, Any]:
-    """The settings by their usual names, those that our model does not have refused."""
-    config = read_object(file)
-    if "model_type" not in config:
-        raise PretrainedError(f"{file}: has no model_type, so it is not of a model of transformers")
-    for alias, name in _ALIASES.items():
-        if alias in config:
-            config[name] = config.pop(alias)
-    for name, allowed in _ALLOWED.items():
-        value = config.get(name, allowed[0])
-        if not any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in allowed):
-            expected = " or ".join(json.dumps(one) for one in allowed)
-            raise PretrainedError(f"{file}: {name}={json.dumps(value)}: expected {expected}; our GPT-2 computes nothing else")
-    for name, value in config.items():
-        known = name in _DEFAULTS or name in _ALLOWED or name in _WITHOUT_EFFECT
-        if value and not known:
-            problem = f"{name}={json.dumps(value)}: unknown here, and it may change what the model computes"
-            raise PretrainedError(f"{file}: {problem}; take it out if it does not")
-    return config
+class _Config:
+    """The settings in a config.json, by their usual names; those that our model does not have are refused."""
+
+    def __init__(self, file: Path):
+        self.file, found = file, read_object(file)
+        self.settings = {_ALIASES.get(name, name): value for name, value in found.items()}
+        if "model_type" not in found:
+            raise PretrainedError(f"{file}: has no model_type, so it is not of a model of transformers")
+        for name, allowed in _ALLOWED.items():
+            value = self.settings.get(name, allowed[0])
+            if not any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in allowed):
+                self.refuse(name, value, f"expected {' or '.join(map(json.dumps, allowed))}; our GPT-2 computes nothing else")
+        for name, value in self.settings.items():
+            if value and name not in _DEFAULTS and name not in _ALLOWED and name not in _WITHOUT_EFFECT:
+                problem = "unknown here, and it may change what the model computes; take it out if it does not"
+                self.refuse(name, value, problem)
+
+    def get(self, name: str, allowed: str, fits: Callable[[Any], bool]) -> Any:
+        """A setting that fits, else it is refused, with what is allowed."""
+        value = self.settings.get(name, _DEFAULTS[name])
+        if not fits(value):
+            self.refuse(name, value, f"expected {allowed}")
+        return value
+
+    def whole(self, name: str, minimum: int = 1) -> int:
+        return self.get(name, f"a whole number of at least {minimum}", lambda v: _is_whole(v, minimum))
+
+    def refuse(self, name: str, value: Any, problem: str) -> NoReturn:
+        raise PretrainedError(f"{self.file}: {name}={json.dumps(value)}: {problem}")
 
 
-def _labels(config: dict[str, Any], get: Callable) -> tuple[str, ...]:
-    count = get("num_labels", "a whole number of at least 2", lambda v: _is_whole(v) and v >= 2)
+def _is_whole(value: Any, minimum: int = 0) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= minimum
 
+
+def _dropout(config: _Config) -> float:
+    def is_rate(value: Any) -> bool:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1
+
+    names = ("embd_pdrop", "attn_pdrop", "resid_pdrop")
+    rates = [config.get(name, "a number of at least 0 and below 1", is_rate) for name in names]
+    if len(set(rates)) > 1:
+        given = " ".join(f"{name}={rate}" for name, rate in zip(names, rates, strict=True))
+        raise PretrainedError(f"{config.file}: {given}: our model has one dropout for all three; make them equal there")
+    return float(rates[0])
+
+
+def _labels(config: _Config) -> tuple[str, ...]:
     def are_labels(value: Any) -> bool:
         if not isinstance(value, dict) or set(value) != {str(i) for i in range(len(value))} or len(value) < 2:
             return value is None
         return all(isinstance(label, str) for label in value.values()) and len(set(value.values())) == len(value)
 
-    named = get("id2label", "the names of two or more classes, each another one, by the numbers 0, 1, ...", are_labels)
+    one_of_classes = "single_label_classification"
+    config.get("problem_type", f'null or "{one_of_classes}"', lambda v: v in (None, one_of_classes))
+    count = config.whole("num_labels", 2)
+    named = config.get("id2label", "the names of two or more classes, all different, by the numbers 0, 1, ...", are_labels)
     return tuple(named[str(i)] for i in range(len(named))) if named else tuple(f"LABEL_{i}" for i in range(count))
 
 
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def _check_ends(config: _Config, end: int, vocab_size: int, *, classifier: bool) -> None:
+    """Texts must end at our end-of-text, and rows be filled up with it or with what is no token, which no text holds."""
 
+    def ends(value: Any) -> bool:
+        ids = [i for i in (value if isinstance(value, list) else [value]) if _is_whole(i) and i < vocab_size]
+        return not ids or end in ids
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    name = "pad_token_id" if classifier else "eos_token_id"
+    fits = (lambda v: v is None or v >= end or v < 0) if classifier else ends
+    config.get(name, f"null or {end}, the tokenizer's {END_OF_TEXT}", fits)
