@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from tokenizers import ByteLevelBPETokenizer
 from transformers import AutoTokenizer
 from transformers import GPT2Tokenizer as TheirGPT2Tokenizer
+from transformers.utils.chat_template_utils import render_jinja_template
 
 from gpt2x.errors import UserError
 from gpt2x.interop.huggingface_tokenizer import chat_template, inspect_tokenizer, tokenizer_files
@@ -78,7 +79,8 @@ def test_characters_are_the_same(pairs, text):
 def test_every_character_that_all_know_is_cut_alike(pairs):
     """Into the same words: what a vocabulary makes of them afterwards could hide a difference."""
     theirs, letters = pairs["bpe"][1].backend_tokenizer.pre_tokenizer, byte_letters()
-    known = [chr(i) for i in range(0x110000) if unicodedata.category(chr(i)) not in ("Cs", "Cn", "Co")]
+    kinds = {chr(i): unicodedata.category(chr(i)) for i in range(0x110000)}
+    known = [c for c, kind in kinds.items() if kind not in ("Cs", "Cn", "Co") and (kind != "Lo" or ord(c) % 20 == 0)]
     for start in range(0, len(known), 5000):
         text = "".join(f"a{c}a1{c}1!{c}! {c}  {c}{c}" for c in known[start : start + 5000])
         words = ["".join(letters[byte] for byte in word.encode()) for word in regex.findall(PATTERN, text)]
