@@ -51,9 +51,9 @@ class Description:
 class Pretrained:
     """A model whose files are whole: every tensor that the description asks for is there, in the right shape.
 
-    tensors         the parameters of our GPT by their names there, matrices as nn.Linear has them, fp32; beside them, of a
-                    classifier, "score.weight" and, where its head has one, "score.bias". Each is read from the disk (or
-                    mapped) when it is asked for, and is not kept.
+    tensors         the parameters of our GPT by their names there, matrices as nn.Linear has them; beside them, of a
+                    classifier, "score.weight" and, where its head has one, "score.bias". Each is read from the disk, or
+                    mapped, when it is asked for, and is not kept: whoever wants it copies it.
     read_tokenizer  makes the tokenizer that the folder's files describe
     """
 
@@ -76,6 +76,17 @@ def describe(path: str | Path) -> Description:
 def read(path: str | Path) -> Pretrained:
     """The model in folder `path`. Raises PretrainedError where a file is missing, torn or foreign, or cannot be represented."""
     return _module(path).read(Path(path))
+
+
+def parameter_shapes(about: Description) -> dict[str, tuple[int, ...]]:
+    """The name and shape of every parameter that our GPT has for the model described."""
+    import torch
+
+    from gpt2x.model.gpt import GPT
+
+    with torch.device("meta"):  # which has no memory
+        model = GPT(vocab_size=about.vocab_size, **about.model)
+    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
 
 
 def _module(path: str | Path) -> ModuleType:
