@@ -32,9 +32,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf._utils import get_yaml_loader
 from omegaconf.errors import OmegaConfBaseException
 
-from gpt2x.config.check import NOT_GIVEN, check, defaults, is_mapping, settings, similar, types_of
+from gpt2x.config.check import NOT_GIVEN, check, defaults, is_mapping, part_class, settings, similar, types_of
 from gpt2x.config.option import ConfigError, ConfigErrors
 from gpt2x.config.schema import GROUPS
+from gpt2x.errors import UserError
 
 VERSION_BASE = "1.3"
 MAX_CHECKED = 4096  # combinations of a sweep that are checked before its first job; each takes some milliseconds
@@ -259,12 +260,11 @@ class Loader(ConfigLoaderImpl):
         return self.files([])
 
     def take_over(self, config: DictConfig, overridden: set[str]) -> None:
-        """With init.path, put that run's model and tokenizer in place of the default ones, but for what a file or one of the
-        keys `overridden` changes in them. What is wrong with the path is told later."""
-        path = OmegaConf.select(config, "init.path") if "init" in config and not self.saved else None
-        if not isinstance(path, str) or not Path(path, "config.yaml").is_file():
+        """With init=run, openai or hf, put that model and its tokenizer in place of the default ones, but for what a file or
+        one of the keys `overridden` changes in them. What is wrong with init is told later."""
+        run = None if self.saved or "init" not in config else self._begun_with(config)
+        if run is None:
             return
-        run = from_yaml(Path(path, "config.yaml"), self.schema)
         for group in {"model", "tokenizer"} - overridden:  # one that is chosen outright stays, and is refused if it is another
             own = self.files([f"{group}={config.hydra.runtime.choices[group]}"])  # the chosen file by itself
             chosen, file, default = (OmegaConf.to_container(c[group], resolve=False) for c in (config, own, self._defaults))
@@ -274,6 +274,16 @@ class Loader(ConfigLoaderImpl):
             taken = dataclasses.asdict(getattr(run, group))
             if "_target_" not in changed or chosen["_target_"] == taken["_target_"]:  # another kind has other settings
                 config[group] = taken | {name: chosen[name] for name in changed}
+
+    def _begun_with(self, config: DictConfig) -> Any:
+        """The configuration of what init names; None where that is nothing, or cannot be told."""
+        from gpt2x.config.trained import begun_with  # which needs this module
+
+        with contextlib.suppress(UserError, OmegaConfBaseException):
+            init = OmegaConf.to_container(config.init, resolve=True)
+            if (cls := part_class("init", Any, init)) is not None:
+                return begun_with(check(cls, init))
+        return None
 
     def _compose_config_from_defaults_list(self, defaults: list[ResultDefault], repo: IConfigRepository) -> DictConfig:
         config = super()._compose_config_from_defaults_list(defaults, repo)

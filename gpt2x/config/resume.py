@@ -76,8 +76,10 @@ def differences(saved: Any, config: Any, swept: Collection[str] = ()) -> list[st
     differing = []
     for key in {**before, **after}:
         old, new = before.get(key), after.get(key)
-        if key == "init.path" and None not in (old, new):  # noted as an absolute path, and so is its checkpoint
-            old, new = os.path.realpath(old), os.path.realpath(new)
+        if key == "init.path" and old is not None:  # noted as an absolute path, and so is its checkpoint
+            on_hub = new is not None and after["init._target_"].endswith("from_hf") and not os.path.isdir(new)
+            found = new is None or on_hub  # a size or a name, of which the path is where it was found
+            old, new = os.path.realpath(old), os.path.realpath(old if found else new)
         told = key in swept or key.split(".")[0] in swept
         if old != new and key != "init.which" and (told or not changeable(key)):
             differing.append(f"{key}={show(old)}, not {show(new)}")

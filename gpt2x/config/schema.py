@@ -14,11 +14,13 @@ from fnmatch import fnmatchcase as fnmatch
 from typing import Any
 
 from gpt2x.benchmark.config import FinetuneSuiteConfig, GenerateSuiteConfig, JobSuiteConfig
-from gpt2x.config.option import ConfigError, option
+from gpt2x.config.option import ConfigError, option, show
 from gpt2x.data.config import SPLITS, InstructionsConfig, TableConfig, TextConfig
 from gpt2x.device import DeviceConfig
 from gpt2x.evaluation.config import ClassificationConfig, PerplexityConfig, RougeConfig, SamplesConfig
 from gpt2x.generation.config import GenerationConfig, SamplingConfig, WeightsConfig
+from gpt2x.interop.pretrained import KINDS as MODELS
+from gpt2x.interop.pretrained import PretrainedError, kind_of, lacking
 from gpt2x.model.config import GPTConfig
 from gpt2x.sweep.config import GridConfig, OptunaConfig, PairedConfig
 from gpt2x.task.config import ClassifierConfig, InstructionTuningConfig, LanguageModelingConfig
@@ -30,9 +32,11 @@ from gpt2x.training.config import (
     CosineConfig,
     FullConfig,
     HeadConfig,
+    HuggingFaceInitConfig,
     LastBlockConfig,
     LinearConfig,
     LoRAConfig,
+    OpenAIInitConfig,
     RangeTestConfig,
     RunInitConfig,
     ScratchConfig,
@@ -66,7 +70,7 @@ GROUPS: dict[str, tuple[type, ...]] = {
     "tokenizer": (GPT2TokenizerConfig, BPETokenizerConfig, CharTokenizerConfig),
     "data": (TextConfig, TableConfig, InstructionsConfig),
     "task": (LanguageModelingConfig, ClassifierConfig, InstructionTuningConfig),
-    "init": (ScratchConfig, RunInitConfig),
+    "init": (ScratchConfig, RunInitConfig, OpenAIInitConfig, HuggingFaceInitConfig),
     "finetune": (FullConfig, LastBlockConfig, HeadConfig, LoRAConfig),
     "optimizer": (AdamWConfig, SGDConfig),
     "schedule": (CosineConfig, WSDConfig, LinearConfig, ConstantConfig, RangeTestConfig),
@@ -155,12 +159,45 @@ class TrainConfig:
             raise ConfigError("trainer.keep_every", trainer.keep_every, problem)
 
     def check_available(self) -> None:
-        """The run to begin with must be there, but for a resumed run that has all its weights in its own checkpoints."""
-        needed = isinstance(self.init, RunInitConfig) and (self.resume is None or isinstance(self.finetune, LoRAConfig))
-        if needed and not os.path.isfile(os.path.join(self.init.path, "config.yaml")):
-            problem = "not the folder of a run (it has no config.yaml)"
-            remedy = "runs lie under outputs/runs" if self.resume is None else "give it where it is now: init.path=..."
-            raise ConfigError("init.path", self.init.path, problem, remedy)
+        """The model to begin with must be there, but for a resumed run that has all its weights in its own checkpoints."""
+        kinds = {RunInitConfig: "run", OpenAIInitConfig: "openai", HuggingFaceInitConfig: "hf"}
+        wanted = kinds.get(type(self.init))  # None: random weights
+        if wanted is None or (self.resume is not None and not isinstance(self.finetune, LoRAConfig)):
+            return
+        path = self.init.path
+        found = wanted if path is None or (wanted == "hf" and not os.path.isdir(path)) else kind_of(path)  # a name on the hub
+        if found != wanted:
+            remedy = "runs lie under outputs/runs" if wanted == "run" else f"looked from {os.getcwd()}"
+            if self.resume is not None:
+                remedy = "give it where it is now: init.path=..."
+            elif found is not None:
+                remedy = f"it is that of {MODELS[found]}: use init={found}"
+            raise ConfigError("init.path", path, lacking(wanted), remedy)
+        if wanted != "run":
+            self._check_shape(wanted)
+
+    def _check_shape(self, kind: str) -> None:
+        """What another program's model is like is known before any of its weights are fetched or read."""
+        from gpt2x.config.trained import begun_with  # which needs this module
+
+        try:
+            theirs = begun_with(self.init).model
+            same = getattr(self.init, "size", None) is None or begun_with(OpenAIInitConfig(size=self.init.size)).model == theirs
+        except PretrainedError as error:
+            raise ConfigError("", None, f"init={kind}: {error}") from None
+        if not same:
+            problem = f"the model in init.path={self.init.path} is of another size"
+            raise ConfigError("init.size", self.init.size, problem, "leave out one of the two")
+        for name in ("n_layer", "n_head", "n_embd", "position"):
+            mine, value = getattr(self.model, name), getattr(theirs, name)
+            if mine != value:
+                remedy = f"leave out model= and model.{name}=: with init={kind} the shape is that model's own"
+                raise ConfigError(f"model.{name}", mine, f"the model that it begins with has {show(value)}", remedy)
+        mine, known = self.model.context_length, theirs.context_length
+        if mine > known and self.init.positions is None:
+            problem = f"the model that it begins with has {known:,} positions"
+            remedy = f"use at most {known}, or make more of them: init.positions=repeat, init.positions=interpolate"
+            raise ConfigError("model.context_length", mine, problem, remedy)
 
     def _check_task(self) -> None:
         kind, wanted = self.data.kind, self.task.data_kind
@@ -186,7 +223,10 @@ class TrainConfig:
 class CheckpointConfig:
     """What every command needs that loads a trained model."""
 
-    checkpoint: str = option(help="a run's folder", verbatim=True)
+    checkpoint: str = option(
+        help="a run's folder, or that of a model of OpenAI's (hparams.json, ...) or Hugging Face's (config.json, ...)",
+        verbatim=True,
+    )
     which: str = option("best", "which of the run's checkpoints: best, last, or a step's number")
 
     def check(self) -> None:
@@ -195,15 +235,22 @@ class CheckpointConfig:
 
     def check_available(self) -> None:
         """Told before torch is imported, which takes seconds."""
-        if not os.path.isfile(os.path.join(self.checkpoint, "config.yaml")):
-            problem = "not the folder of a run (it has no config.yaml)"
-            raise ConfigError("checkpoint", self.checkpoint, problem, "runs lie under outputs/runs")
+        kind = kind_of(self.checkpoint)
+        if kind is None:
+            raise ConfigError("checkpoint", self.checkpoint, lacking(*MODELS), "runs lie under outputs/runs")
+        if kind != "run" and self.which != "best":
+            problem = f"checkpoint={self.checkpoint} is {MODELS[kind]}, of which there is one"
+            raise ConfigError("which", self.which, problem, "leave it out")
+        self.trained()
 
     def trained(self) -> TrainConfig:
-        """The configuration that the model was trained with."""
-        from gpt2x.config.compose import from_yaml  # which needs this module
+        """The configuration that the model was trained with, or that describes it."""
+        from gpt2x.config.trained import trained  # which needs this module
 
-        return from_yaml(os.path.join(self.checkpoint, "config.yaml"), TrainConfig)
+        try:
+            return trained(self.checkpoint)
+        except PretrainedError as error:
+            raise ConfigError("", None, f"checkpoint={self.checkpoint}: {error}") from None
 
 
 @dataclass(kw_only=True)
@@ -422,6 +469,14 @@ class EvaluateConfig(TrainedModelConfig):
                 "everything is computed in fp32 already, so there is nothing to compare",
                 "use it with generation.weights=int8, generation.weights=bf16 or device.precision=bf16",
             )
+
+    def check_available(self) -> None:
+        super().check_available()
+        if self.data is None and self.trained().data is None:
+            problem = f"checkpoint={self.checkpoint} was not trained here, so that there are no data of its own"
+            if isinstance(self.evaluation, SamplesConfig):
+                raise ConfigError("evaluation", "samples", f"texts begin with the run's own text, and {problem}")
+            raise ConfigError("data", None, f"must be given: {problem}", "such as data=shakespeare")
 
     def _check_samples(self) -> None:
         """Texts are of one length, one of each beginning, and begin with the text that the run knows."""

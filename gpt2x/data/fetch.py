@@ -22,28 +22,31 @@ _CHUNK = 1 << 20
 
 def fetch(
     url: str,
-    *,
+    *also: str,
     file: str,
     sha256: str | None,
     cache: Path,
     mirror: Path | None = None,
     member: str | None = None,
     archive_sha256: str | None = None,
-    pinned_by: str = "data.sha256",
+    n_bytes: int | None = None,
+    pinned_by: str | None = "data.sha256",
 ) -> Path:
     """The local path of `url`'s content: from the mirror folder, else the cache, else the network.
 
     `file` is its name in both folders. A download goes to `file`.part, is resumed there after an
-    interruption, and is renamed only once its sha256 is right. Where no hash is published (`sha256` None),
-    that of the first download is kept beside the file, with the address, and checked from then on.
+    interruption, and is renamed only once its sha256, and the number of its bytes where `n_bytes` tells it, is right. Where
+    no hash is published (`sha256` None), that of the first download is kept beside the file, with the address, and checked
+    from then on. `also` are other addresses of the same content, each of which is tried where those before it fail; what
+    one has begun the next goes on with.
     With `member`, `url` is a zip (its hash: `archive_sha256`), fetched and kept in the same way where the file
-    is not to be had, and the file is that member of it. `pinned_by` is the setting that messages about the hash name.
+    is not to be had, and the file is that member of it. `pinned_by` is the setting, if any, that messages about the hash name.
     Raises UserError where the file cannot be had or is not what it should be.
     """
     if mirror is not None and (found := Path(mirror) / file).is_file():
-        if sha256 is None or sha256_file(found) == sha256:
+        if _is_it(found, sha256, n_bytes):
             return found
-        log.warning("%s in the mirror is not the file that is meant (its sha256 is another); looking further", found)
+        log.warning("%s in the mirror is not the file that is meant (its sha256 or size is another); looking further", found)
     from filelock import FileLock
 
     content = url if member is None else f"{member} in {url}"
@@ -59,30 +62,57 @@ def fetch(
                     f"  Give the one from {content} a name of its own: data.file=NAME."
                 )
         if target.exists():
-            if sha256 is None or sha256_file(target) == sha256:
+            if _is_it(target, sha256, n_bytes):
                 return target
             log.warning("%s is damaged (its sha256 is another); fetching it again", target)
             target.unlink()
         part = target.with_name(target.name + ".part")
         if member is None:
-            _download(url, part, target)
+            actual = _from_any((url, *also), part, target, sha256, n_bytes, pinned_by)
         else:
             name, pin = name_in_cache(url), "data.archive_sha256"
             _extract(fetch(url, file=name, sha256=archive_sha256, cache=cache, mirror=mirror, pinned_by=pin), member, part)
-        actual = sha256_file(part)
-        if sha256 is not None and actual != sha256:
-            part.unlink()
-            raise UserError(
-                f"{content} does not have the expected content: its sha256 is {actual}, it should be {sha256}.\n"
-                f"  The download was thrown away. If the publisher changed the file on purpose, set {pinned_by}={actual}."
-            )
+            actual = _checked(content, part, sha256, n_bytes, pinned_by)
         write_atomic(remembered, f"{actual} {content}\n")
         os.replace(part, target)
     return target
 
 
-def _download(url: str, part: Path, target: Path) -> None:
-    """Append to `part` what it still lacks of `url`."""
+def _is_it(path: Path, sha256: str | None, n_bytes: int | None) -> bool:
+    return n_bytes in (None, path.stat().st_size) and (sha256 is None or sha256_file(path) == sha256)
+
+
+def _from_any(
+    urls: tuple[str, ...], part: Path, target: Path, sha256: str | None, n_bytes: int | None, pinned_by: str | None
+) -> str:
+    """Download to `part` from the first of `urls` that has the content; returns its sha256."""
+    for url in urls:
+        try:
+            _download(url, part, target, n_bytes)
+            return _checked(url, part, sha256, n_bytes, pinned_by)
+        except UserError as error:
+            if url == urls[-1]:
+                raise
+            log.warning("%s; trying another source", str(error).partition("\n")[0])
+    raise AssertionError("there is no address")
+
+
+def _checked(content: str, part: Path, sha256: str | None, n_bytes: int | None, pinned_by: str | None) -> str:
+    """The sha256 of a whole download, which is thrown away if it is not what it should be."""
+    actual, size = sha256_file(part), part.stat().st_size
+    if sha256 not in (None, actual):
+        wrong = f"its sha256 is {actual}, it should be {sha256}"
+        remedy = f" If the publisher changed the file on purpose, set {pinned_by}={actual}." if pinned_by else ""
+    elif n_bytes not in (None, size):
+        wrong, remedy = f"it has {size:,} bytes, it should have {n_bytes:,}", ""
+    else:
+        return actual
+    part.unlink()
+    raise UserError(f"{content} does not have the expected content: {wrong}.\n  The download was thrown away.{remedy}")
+
+
+def _download(url: str, part: Path, target: Path, n_bytes: int | None) -> None:
+    """Append to `part` what it still lacks of `url`. Of a file that has not `n_bytes` bytes nothing is downloaded."""
     from tqdm import tqdm
 
     have = part.stat().st_size if part.exists() else 0
@@ -94,6 +124,9 @@ def _download(url: str, part: Path, target: Path) -> None:
                 have = 0
             rest = answer.headers.get("Content-Length")
             total = have + int(rest) if rest else None
+            if None not in (n_bytes, total) and total != n_bytes:
+                part.unlink(missing_ok=True)  # perhaps the beginning of that other file
+                raise UserError(f"{url} is another file: it has {total:,} bytes, and {n_bytes:,} are expected")
             with (
                 open(part, "ab" if have else "wb") as file,
                 tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=target.name, disable=None) as bar,

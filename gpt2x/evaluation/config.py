@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from gpt2x.config.option import ConfigError, option
+from gpt2x.interop.pretrained import KINDS, kind_of, lacking
 
 
 @dataclass(kw_only=True)
@@ -99,7 +100,8 @@ class SamplesConfig:
     span: int = option(8, "tokens in a row that count as copied where the training text has them", minimum=1)
     judge: str | None = option(
         None,
-        "another run, better or larger, that tells how likely it finds the texts, in bits per byte; null: none",
+        "another run, or a model of OpenAI's or Hugging Face's, better or larger, that tells how likely it finds the texts, in "
+        "bits per byte; null: none",
         verbatim=True,
     )
     batch_size: int = option(16, "texts that are made at the same time; the result does not depend on it", minimum=1)
@@ -112,10 +114,8 @@ class SamplesConfig:
 
     def check_available(self) -> None:
         _check_files(predictions=self.predictions)
-        if self.judge is not None and not os.path.isfile(os.path.join(self.judge, "config.yaml")):
-            raise ConfigError(
-                "judge", self.judge, "not the folder of a run (it has no config.yaml)", "runs lie under outputs/runs"
-            )
+        if self.judge is not None and kind_of(self.judge) is None:
+            raise ConfigError("judge", self.judge, lacking(*KINDS), "runs lie under outputs/runs")
 
 
 def _check_files(**files: str | None) -> None:

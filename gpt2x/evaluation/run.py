@@ -60,7 +60,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     numbers = evaluation.evaluate(corpus, config.split)
     about = {
         "checkpoint": config.checkpoint,
-        "step": run.checkpoint.step,
+        "step": run.step,
         "data": (config.data or run.config.data).name,
         "split": config.split,
         "weights": weights if precision == "fp32" else precision,  # bf16 products keep bf16 weights
@@ -133,7 +133,8 @@ def _asked(config: EvaluateConfig, run: LoadedRun, device: Device, autocast: Cal
         return (answer, functools.partial(task.prompt_with_room, **room)), {}
 
     def reference() -> GPT:
-        return load_run(config.checkpoint, str(run.checkpoint.step)).model.to(device.torch_device)
+        which = config.which if run.step is None else str(run.step)
+        return load_run(config.checkpoint, which).model.to(device.torch_device)
 
     return (run.model, run.tokenizer), {"autocast": autocast, "reference": reference}
 

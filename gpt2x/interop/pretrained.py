@@ -6,6 +6,7 @@ and next to no time, and then its weights by our names. Each of the two modules 
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
 
     from gpt2x.tokenizer.base import Tokenizer
 
-_MARKS = {"openai": ("hparams.json", "model.ckpt.index"), "hf": ("config.json",)}  # any of these is in such a folder
+KINDS = {"run": "a run", "openai": "a model of OpenAI's", "hf": "a model of Hugging Face's"}
+_MARKS = {"run": ("config.yaml",), "openai": ("hparams.json", "model.ckpt.index"), "hf": ("config.json",)}  # any of these
 
 
 class PretrainedError(UserError):
@@ -51,9 +53,9 @@ class Description:
 class Pretrained:
     """A model whose files are whole: every tensor that the description asks for is there, in the right shape.
 
-    tensors         the parameters of our GPT by their names there, matrices as nn.Linear has them, fp32; beside them, of a
-                    classifier, "score.weight" and, where its head has one, "score.bias". Each is read from the disk (or
-                    mapped) when it is asked for, and is not kept.
+    tensors         the parameters of our GPT by their names there, matrices as nn.Linear has them; beside them, of a
+                    classifier, "score.weight" and, where its head has one, "score.bias". Each is read from the disk, or
+                    mapped, when it is asked for, and is not kept: whoever wants it copies it.
     read_tokenizer  makes the tokenizer that the folder's files describe
     """
 
@@ -62,10 +64,15 @@ class Pretrained:
     read_tokenizer: Callable[[], Tokenizer]
 
 
-def format_of(path: str | Path) -> str | None:
-    """Whose files are in the folder: "openai", "hf", or None where they are neither's."""
-    marked = [name for name, files in _MARKS.items() if any(Path(path, file).is_file() for file in files)]
-    return marked[0] if marked else None
+def kind_of(path: str | Path) -> str | None:
+    """Of which of the KINDS the model in a folder is, by the names of its files; None where there is none."""
+    found = [kind for kind, files in _MARKS.items() if any(Path(path, file).is_file() for file in files)]
+    return found[0] if found else None
+
+
+def lacking(*kinds: str) -> str:
+    """What is wrong with a folder that is of none of these kinds: "not the folder of a run (it has no config.yaml)"."""
+    return "not the folder " + ", nor ".join(f"of {KINDS[kind]} (it has no {_MARKS[kind][0]})" for kind in kinds)
 
 
 def describe(path: str | Path) -> Description:
@@ -78,11 +85,19 @@ def read(path: str | Path) -> Pretrained:
     return _module(path).read(Path(path))
 
 
-def _module(path: str | Path) -> ModuleType:
-    from gpt2x.interop import huggingface, openai
+def parameter_shapes(about: Description) -> dict[str, tuple[int, ...]]:
+    """The name and shape of every parameter that our GPT has for the model described."""
+    import torch
 
-    found = format_of(path)
-    if found is None:
-        marks = "; ".join(f"{' or '.join(files)} ({name})" for name, files in _MARKS.items())
-        raise PretrainedError(f"{path}: no model of OpenAI's or Hugging Face's: it has none of the files {marks}")
-    return {"openai": openai, "hf": huggingface}[found]
+    from gpt2x.model.gpt import GPT
+
+    with torch.device("meta"):  # which has no memory
+        model = GPT(vocab_size=about.vocab_size, **about.model)
+    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+
+
+def _module(path: str | Path) -> ModuleType:
+    found = kind_of(path)
+    if found not in ("openai", "hf"):
+        raise PretrainedError(f"{path}: {lacking('openai', 'hf')}")
+    return importlib.import_module({"openai": "gpt2x.interop.openai", "hf": "gpt2x.interop.huggingface"}[found])

@@ -13,7 +13,6 @@ import json
 from pathlib import Path
 
 from gpt2x.files import sha256_file
-from gpt2x.interop.gguf import merges
 from gpt2x.interop.pretrained import PretrainedError
 from gpt2x.tokenizer.base import END_OF_TEXT, Tokenizer
 from gpt2x.tokenizer.bpe import BPETokenizer
@@ -89,4 +88,6 @@ def letters(token: bytes) -> str:
 
 
 def _merge_lines(tokenizer: ByteLevelTokenizer) -> list[str]:
+    from gpt2x.interop.gguf import merges  # which needs torch
+
     return [" ".join(map(letters, pair)) for pair in merges(tokenizer)]

@@ -8,7 +8,13 @@ from typing import ClassVar
 
 from gpt2x.config.option import ConfigError, option
 
+SIZES = ("124M", "355M", "774M", "1558M")  # of OpenAI's models
 LAYER_DECAY = "learning rate of each block, as a share of that of the block above it; embeddings come last"
+POSITIONS = (
+    "where they are learned, how a context longer than the checkpoint's gets those it lacks; repeat: the same again, from the "
+    "first on (Longformer, Beltagy et al., 2020); interpolate: all are spread over it (as ViT does, Dosovitskiy et al., 2021); "
+    "null: it is refused"
+)
 
 
 @dataclass(kw_only=True)
@@ -182,10 +188,45 @@ class RunInitConfig:
     _target_: str = "gpt2x.training.init.from_run"
     path: str = option(help="the folder of the run whose model to go on from", verbatim=True)
     which: str = option("best", "which of the run's checkpoints: best, last, or a step's number")
+    positions: str | None = option(None, POSITIONS, choices=(None, "repeat", "interpolate"))
 
     def check(self) -> None:
         if self.which not in ("best", "last") and not self.which.isdecimal():
             raise ConfigError("which", self.which, "expected best, last, or a step's number")
+
+
+@dataclass(kw_only=True)
+class OpenAIInitConfig:
+    """The weights, the model and the tokenizer of a GPT-2 of OpenAI's, by its size or by the folder of its files."""
+
+    _target_: str = "gpt2x.training.init.from_openai"
+    size: str | None = option(
+        None,
+        "which one; its files are looked for in paths.mirror/gpt2/SIZE, else fetched once into paths.cache/openai/SIZE (124M: "
+        "498 MB); null: the one in path",
+        choices=(None, *SIZES),
+    )
+    path: str | None = option(
+        None, "a folder with its files (hparams.json, model.ckpt.index, ...); null: those of size, noted here", verbatim=True
+    )
+    positions: str | None = option(None, POSITIONS, choices=(None, "repeat", "interpolate"))
+
+    def check(self) -> None:
+        if self.size is None and self.path is None:
+            remedy = "such as init.size=124M, or init.path=FOLDER"
+            raise ConfigError("size", None, "neither a size nor a folder is given", remedy)
+
+
+@dataclass(kw_only=True)
+class HuggingFaceInitConfig:
+    """The weights, the model and the tokenizer of a GPT-2 in Hugging Face's form."""
+
+    _target_: str = "gpt2x.training.init.from_hf"
+    path: str = option(
+        help="a folder with its files (config.json, model.safetensors, ...), or its name on the hub, such as gpt2",
+        verbatim=True,
+    )
+    positions: str | None = option(None, POSITIONS, choices=(None, "repeat", "interpolate"))
 
 
 @dataclass(kw_only=True)

@@ -15,14 +15,15 @@ from typing import Any
 
 from torch import nn
 
-from gpt2x.config.compose import from_yaml
 from gpt2x.config.instantiate import instantiate
 from gpt2x.config.schema import TrainConfig
+from gpt2x.config.trained import begun_with
 from gpt2x.device import Device, default_threads
 from gpt2x.errors import UserError
 from gpt2x.files import shown
 from gpt2x.generation.controls import Controls
 from gpt2x.generation.generator import TextGenerator
+from gpt2x.interop.pretrained import read as read_pretrained
 from gpt2x.model.lora import adapted_layers, base_hash
 from gpt2x.task.base import Task
 from gpt2x.task.config import InstructionTuningConfig
@@ -35,6 +36,7 @@ from gpt2x.training.checkpoint import Checkpoint, Checkpoints
 from gpt2x.training.config import RangeTestConfig, RunInitConfig, ScratchConfig
 from gpt2x.training.finetune import table
 from gpt2x.training.frozen import FrozenStates, frozen_states
+from gpt2x.training.init import locate
 from gpt2x.training.load import new_model
 from gpt2x.training.lr_range import plot_lr_range, read_lr_range
 from gpt2x.training.plots import plot_classes, plot_loss
@@ -76,9 +78,8 @@ def train(
     when everything is saved.
     """
     config.device.threads = config.device.threads or default_threads()  # noted, so that a resumed run uses as many
-    if isinstance(config.init, RunInitConfig) and config.resume is None:
-        first = Path(config.init.path).resolve()  # noted for whoever looks from another folder, or after it was trained on
-        config.init.path, config.init.which = str(first), str(Checkpoints(first / "checkpoints").select(config.init.which).step)
+    if config.resume is None:
+        locate(config.init, cache=config.paths.cache, mirror=config.paths.mirror)
     with StopRequest() as stop, RunFolder(run_dir, config, overrides or [], prefix) as folder:
         log.info("run      %s", shown(run_dir))
         streams = RandomStreams(config.seed)
@@ -118,7 +119,7 @@ def train(
         if not all(parameter.requires_grad for parameter in model.parameters()):
             log.info("%s", table(model))
             if isinstance(config.init, ScratchConfig):
-                log.warning("what is frozen are random weights: init=run init.path=RUN begins with trained ones")
+                log.warning("what is frozen are random weights: init=run init.path=RUN or init=openai begins with trained ones")
         with _tracking(config, folder, checkpoint, sweep) as tracker:
             trainer = Trainer(
                 model=model,
@@ -169,7 +170,7 @@ def train(
 
 
 def _tokenizer(config: TrainConfig, corpus: Any, run_dir: Path) -> tokenizers.Tokenizer:
-    """The run's own tokenizer where it has one already; that of the run it starts from; else a new one, learned once per
+    """The run's own tokenizer where it has one already; that of the model it starts from; else a new one, learned once per
     corpus and settings."""
     mine = run_dir / "tokenizer.json"
     if config.resume is not None and mine.exists():
@@ -177,12 +178,13 @@ def _tokenizer(config: TrainConfig, corpus: Any, run_dir: Path) -> tokenizers.To
     settings, template = config.tokenizer, None
     if isinstance(config.task, InstructionTuningConfig):
         template = load_template(config.task.template)
-    if isinstance(config.init, RunInitConfig):
-        first = Path(config.init.path)
-        if from_yaml(first / "config.yaml", TrainConfig).tokenizer == settings:
-            tokenizer = tokenizers.load(first / "tokenizer.json")
-            tokenizers.save(tokenizer, mine)
-            return tokenizer
+    first = begun_with(config.init)
+    if first is not None and first.tokenizer == settings:
+        is_run = isinstance(config.init, RunInitConfig)
+        path = Path(config.init.path)
+        tokenizer = tokenizers.load(path / "tokenizer.json") if is_run else read_pretrained(path).read_tokenizer()
+        tokenizers.save(tokenizer, mine)
+        return tokenizer
     learned_from = [corpus.fingerprint, asdict(settings), template and template.source]
     key = hashlib.sha256(json.dumps(learned_from, sort_keys=True).encode()).hexdigest()[:24]
     cached = Path(config.paths.cache) / "tokenizers" / f"{corpus.name}-{key}.json"
