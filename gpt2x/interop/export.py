@@ -84,7 +84,9 @@ def _modelfile(output: Path) -> Path:
 
 
 def _description(run: LoadedRun) -> str:
-    """What the model is and how good it was, in a line."""
+    """What the model is and, where it was trained here, how good it was: a line."""
+    if run.checkpoint is None:
+        return run.model.shape
     state, step = run.checkpoint.state["trainer"], run.checkpoint.step
     told = f"{run.model.shape}; trained by gpt2x on {run.config.data.name} for {step:,} steps"
     loss = state["metrics"].get("val/loss") if state["evaluated_step"] == step else None
