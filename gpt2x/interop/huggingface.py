@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from gpt2x.interop.huggingface_tokenizer import inspect_tokenizer, read_object
-from gpt2x.interop.pretrained import Description, Pretrained, PretrainedError
+from gpt2x.interop.pretrained import Description, Pretrained, PretrainedError, parameter_shapes
 from gpt2x.tokenizer.base import END_OF_TEXT
 
 if TYPE_CHECKING:
@@ -77,6 +77,8 @@ _ALIASES = {
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _MASKS = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")  # the causal mask, which old versions kept among the weights
 _FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
+_SAFE = ("model*.safetensors", "model.safetensors.index.json")
+_PICKLED = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
 
 
 def describe(path: Path) -> Description:
@@ -118,50 +120,35 @@ def describe(path: Path) -> Description:
 
 def read(path: Path) -> Pretrained:
     """The model in folder `path`. Raises PretrainedError where a file is missing, torn or foreign, or cannot be represented."""
-    import torch
-
     about = describe(path)
-    found = _open(path)
-    wanted = _wanted(about)
-    named: dict[str, _Stored] = {}
-    for theirs, stored in found.items():
-        name = theirs.removeprefix("transformer.")
-        if _MASKS.fullmatch(name):
-            continue
-        if name in named:
-            raise PretrainedError(f"{stored.file}: holds {name} twice, with and without the prefix transformer.")
-        named[name] = stored
-    head = named.pop("lm_head.weight", None) if "lm_head.weight" not in wanted and about.labels is None else None
+    shapes = parameter_shapes(about)
+    if about.labels is not None:
+        shapes["score.weight"] = (len(about.labels), about.model["n_embd"])
+    named = _by_our_names(_open(path))
+    if about.labels is None and about.model["tied_head"] and (head := named.pop("lm_head.weight", None)):
+        _check_tied(path, head, named.get("wte.weight", head))
     for problem, names in {
-        "lacks": [name for name in wanted if name not in named],
-        "holds what the model of config.json has no place for:": [name for name in named if name not in wanted],
+        "lacks": [name for name in shapes if name not in named],
+        "holds what the model of config.json has no place for:": [name for name in named if name not in shapes],
     }.items():
         if names:
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             raise PretrainedError(f"{path}: {problem} {', '.join(names[:3])}{more}")
-    for name, shape in wanted.items():
-        named[name].check(name, tuple(reversed(shape)) if is_transposed(name) else shape)
-    if head is not None:
-        head.check("lm_head.weight", wanted["wte.weight"])
-        if not head.load().equal(named["wte.weight"].load()):
-            problem = "is not the token embedding, though tie_word_embeddings is true"
-            raise PretrainedError(f"{head.file}: lm_head.weight {problem}; set it to false in {path / 'config.json'}")
-
-    readers = {name: partial(_read, named[name], is_transposed(name)) for name in wanted}
-    if about.labels is not None:
-        readers["score.bias"] = partial(torch.zeros, len(about.labels))  # theirs has none
-    return Pretrained(about, _Tensors(readers), inspect_tokenizer(path, about.vocab_size).make)
+    for name, shape in shapes.items():
+        named[name].check(name, shape[::-1] if is_transposed(name) else shape)
+    tensors = _Tensors({name: partial(_load, named[name], is_transposed(name)) for name in shapes})
+    return Pretrained(about, tensors, inspect_tokenizer(path, about.vocab_size).make)
 
 
-def find(name: str, cache: str | Path | None = None) -> Path:
+def find(name: str, cache: str | Path | None = None, *, weights: bool = True) -> Path:
     """The folder `name`, or that of the model of this name on huggingface.co: NAME, OWNER/NAME, either with @REVISION.
 
-    What is needed of it is fetched through huggingface_hub, into its own cache or the folder `cache`; what is there already
-    is not fetched again, and needs no network. Raises PretrainedError where it cannot be had.
+    What is needed of it, without `weights` all but these, is fetched through huggingface_hub into its own cache, or the
+    folder `cache`; what is there already is not fetched again. Raises PretrainedError where it cannot be had.
     """
     if Path(name).is_dir():
         return Path(name)
-    if not re.fullmatch(r"[\w][\w.-]*(/[\w][\w.-]*)?(@[\w./-]+)?", name):
+    if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?(@[\w./-]+)?", name):
         raise PretrainedError(f"{name}: no such folder, and not the name of a model on huggingface.co")
     try:
         import huggingface_hub
@@ -169,19 +156,16 @@ def find(name: str, cache: str | Path | None = None) -> Path:
         problem = "no such folder, and fetching a model from huggingface.co needs the package huggingface_hub"
         raise PretrainedError(f"{name}: {problem}\n  pip install 'gpt2x[hub]', or give a folder") from None
     repository, _, revision = name.partition("@")
-
-    def fetch(*patterns: str) -> Path:
-        options = {"revision": revision or None, "cache_dir": cache, "allow_patterns": list(patterns)}
-        return Path(huggingface_hub.snapshot_download(repository, **options))
-
+    fetch = partial(huggingface_hub.snapshot_download, repository, revision=revision or None, cache_dir=cache)
     try:
-        folder = fetch(*_FILES, "model*.safetensors", "model.safetensors.index.json")
-        if not any((folder / file).is_file() for file in _WEIGHTS[:2]):
-            folder = fetch(*_FILES, "pytorch_model*.bin", "pytorch_model.bin.index.json")
+        folder = Path(fetch(allow_patterns=list(_FILES + _SAFE * weights)))
+        if weights and not any((folder / file).is_file() for file in _WEIGHTS[:2]):
+            folder = Path(fetch(allow_patterns=list(_FILES + _PICKLED)))
     except Exception as error:  # its own errors, those of the HTTP library under it, and the operating system's
-        reason = " ".join(str(error).split())
-        problem = f"no such folder, and it could not be had from huggingface.co: {type(error).__name__}: {reason[:300]}"
-        raise PretrainedError(f"{name}: {problem}\n  Or give a folder with the files of such a model.") from error
+        problem = f"no such folder, and it could not be had from huggingface.co: {type(error).__name__}"
+        reason = " ".join(str(error).split())[:300]
+        remedy = "Or give a folder with the files of such a model."
+        raise PretrainedError(f"{name}: {problem}: {reason}\n  {remedy}") from error
     return folder
 
 
@@ -202,9 +186,8 @@ class _Stored(NamedTuple):
             raise PretrainedError(f"{self.file}: {name} {problem}")
 
 
-def _read(stored: _Stored, transposed: bool) -> Tensor:
-    tensor = stored.load().float()
-    return tensor.T if transposed else tensor
+def _load(stored: _Stored, transposed: bool) -> Tensor:
+    return stored.load().T if transposed else stored.load()
 
 
 class _Tensors(Mapping):
@@ -223,26 +206,23 @@ class _Tensors(Mapping):
         return len(self._readers)
 
 
-def _wanted(about: Description) -> dict[str, tuple[int, ...]]:
-    """Our names of the parameters, and their shapes here: those of the GPT, and of a classifier's head."""
-    n_embd, vocab_size = about.model["n_embd"], about.vocab_size
-    shapes = {"wte.weight": (vocab_size, n_embd), "wpe.weight": (about.model["context_length"], n_embd)}
-    for i in range(about.model["n_layer"]):
-        for name, (n_out, n_in) in {
-            "attn.c_attn": (3 * n_embd, n_embd),
-            "attn.c_proj": (n_embd, n_embd),
-            "mlp.c_fc": (4 * n_embd, n_embd),
-            "mlp.c_proj": (n_embd, 4 * n_embd),
-        }.items():
-            shapes |= {f"h.{i}.{name}.weight": (n_out, n_in), f"h.{i}.{name}.bias": (n_out,)}
-        for name in ("ln_1", "ln_2"):
-            shapes |= {f"h.{i}.{name}.weight": (n_embd,), f"h.{i}.{name}.bias": (n_embd,)}
-    shapes |= {"ln_f.weight": (n_embd,), "ln_f.bias": (n_embd,)}
-    if about.labels is not None:
-        shapes["score.weight"] = (len(about.labels), n_embd)
-    elif not about.model["tied_head"]:
-        shapes["lm_head.weight"] = (vocab_size, n_embd)
-    return shapes
+def _by_our_names(found: dict[str, _Stored]) -> dict[str, _Stored]:
+    """The same tensors without the prefix that most folders have, and without those that are no parameters."""
+    named: dict[str, _Stored] = {}
+    for theirs, stored in found.items():
+        name = theirs.removeprefix("transformer.")
+        if _MASKS.fullmatch(name):
+            continue
+        if name in named:
+            raise PretrainedError(f"{stored.file}: holds {name} twice, with and without the prefix transformer.")
+        named[name] = stored
+    return named
+
+
+def _check_tied(path: Path, head: _Stored, embedding: _Stored) -> None:
+    if head.shape != embedding.shape or not head.load().equal(embedding.load()):
+        problem = "is not the token embedding, though tie_word_embeddings is true"
+        raise PretrainedError(f"{head.file}: lm_head.weight {problem}; set it to false in {path / 'config.json'}")
 
 
 def is_transposed(name: str) -> bool:

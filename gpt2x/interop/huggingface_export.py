@@ -24,7 +24,6 @@ from gpt2x.interop.huggingface import CLASSIFIER, is_transposed
 from gpt2x.interop.huggingface_tokenizer import tokenizer_files
 from gpt2x.model.classifier import Classifier, parts
 from gpt2x.model.lora import adapted_layers
-from gpt2x.task.template import Template
 from gpt2x.tokenizer.base import Tokenizer
 
 _WEIGHTS = "model.safetensors"
@@ -41,14 +40,14 @@ def write_huggingface(
     tokenizer: Tokenizer,
     *,
     labels: Sequence[str] | None = None,
-    template: Template | None = None,
+    chat_template: str | None = None,
     card: str | None = None,
 ) -> None:
     """Write `model`, a GPT or a Classifier, and `tokenizer` to `folder`, atomically: it is there when it is whole.
 
-    labels    of a Classifier: its classes, in the order of the outputs
-    template  of a model that follows instructions: becomes the tokenizer's chat template
-    card      text of README.md; None: there is none
+    labels         of a Classifier: its classes, in the order of the outputs
+    chat_template  of a model that follows instructions: how a conversation becomes a prompt, in Jinja (chat.py)
+    card           text of README.md; None: there is none
 
     transformers' classifier has no bias: ours is written as a shift of the final norm, whose output the head alone reads.
     Raises UserError for what cannot be represented, and where the folder holds what another program wrote.
@@ -60,7 +59,7 @@ def write_huggingface(
             tokenizer,
             context_length=parts(model)[0].context_length,
             pads=isinstance(model, Classifier),
-            template=template,
+            chat_template=chat_template,
         )
         files["config.json"] = json.dumps(_config(model, tokenizer, labels), indent=2, ensure_ascii=False) + "\n"
         if not isinstance(model, Classifier):

@@ -12,19 +12,15 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gpt2x.interop.pretrained import PretrainedError
 from gpt2x.tokenizer.base import END_OF_TEXT, Tokenizer
 from gpt2x.tokenizer.char import CharTokenizer
 from gpt2x.tokenizer.gpt2 import GPT2Tokenizer, official_files
-
-if TYPE_CHECKING:
-    from gpt2x.task.template import Template
 
 log = logging.getLogger(__name__)
 
@@ -183,18 +179,18 @@ def _end_of_text(ids: dict[str, int], file: Path) -> int:
 
 
 def tokenizer_files(
-    tokenizer: Tokenizer, *, context_length: int, pads: bool = False, template: Template | None = None
+    tokenizer: Tokenizer, *, context_length: int, pads: bool = False, chat_template: str | None = None
 ) -> dict[str, str]:
     """The files, by their names, that make `tokenizer` in transformers.
 
     context_length  where it cuts if asked to: what the model takes
     pads            rows may be filled up with end-of-text, as a classifier's batches are
-    template        how an instruction becomes the prompt: see `chat_template`
+    chat_template   how a conversation becomes a prompt, in Jinja (chat.py)
     """
     ends = {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT} | ({"pad_token": END_OF_TEXT} if pads else {})
     settings = {**ends, "model_max_length": context_length, "clean_up_tokenization_spaces": False}
-    if template is not None:
-        settings["chat_template"] = chat_template(template)
+    if chat_template is not None:
+        settings["chat_template"] = chat_template
     if isinstance(tokenizer, CharTokenizer):
         ids = {character: i for i, character in enumerate(tokenizer.characters)} | {END_OF_TEXT: tokenizer.end_of_text}
         model = {"type": "WordLevel", "vocab": ids, "unk_token": "<unknown>"}  # which is no token: unknown is an error
@@ -233,25 +229,3 @@ def tokenizer_files(
         "tokenizer.json": json.dumps(whole, ensure_ascii=False),
         "tokenizer_config.json": json.dumps(settings, indent=2, ensure_ascii=False) + "\n",
     }
-
-
-def chat_template(template: Template) -> str:
-    """`template` in Jinja: of [{"role": "user", "content": INSTRUCTION, "input": INPUT}], the input being optional,
-    apply_chat_template makes the prompt that the model was trained with; an assistant's answer goes behind it."""
-
-    def pieces(text: str) -> str:
-        made = []
-        for i, piece in enumerate(re.split(r"\{(instruction|input)\}", text)):
-            if i % 2:
-                made.append("message['content']" if piece == "instruction" else "message['input']")
-            elif piece:
-                made.append(json.dumps(piece, ensure_ascii=False))
-        return "".join(f"{{{{ {piece} }}}}" for piece in made)
-
-    return (
-        "{% for message in messages %}{% if message['role'] == 'user' %}"
-        f"{{% if (message['input'] or '') | trim %}}{pieces(template.with_input)}"
-        f"{{% else %}}{pieces(template.without_input)}{{% endif %}}"
-        "{% elif message['role'] == 'assistant' %}{{ message['content'] }}{{ eos_token }}"
-        "{% else %}{{ raise_exception('this model knows the roles user and assistant alone') }}{% endif %}{% endfor %}"
-    )

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
+from llama import ask, llama_server
 from models import hugging_face
 
-from gpt2x.commands import export
+from gpt2x.commands import export, generate
+from gpt2x.commands import train as train_command
+from gpt2x.tokenizer.config import CharTokenizerConfig
 from gpt2x.training.load import load_run
 from gpt2x.training.run import train
 
@@ -49,6 +55,120 @@ def test_gguf_is_read_back_with_the_merged_weights(adapted, tmp_path, capsys):
     merged = load_run(run).model.h[0].attn.c_attn.weight
     assert torch.equal(torch.tensor(tensors["blk.0.attn_qkv.weight"].data), merged)
     assert not torch.equal(merged, load_run(run, merged=False).model.h[0].attn.c_attn.weight)
+
+
+def made(capsys, *arguments: str) -> dict:
+    """What gpt2x-generate makes, greedily."""
+    capsys.readouterr()
+    assert generate([*arguments, "sampling=greedy", "format=jsonl", "device.threads=1"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_llama_cpp_writes_what_gpt2x_generate_writes(small_run, tmp_path, capsys):
+    gguf = pytest.importorskip("gguf")
+    shape = {"model.n_embd": 32, "model.context_length": 64, "model.dropout": 0.0}
+    train(small_run(**shape | {"trainer.max_steps": 60, "trainer.eval_every": 60}), tmp_path / "run")
+    assert export([f"checkpoint={tmp_path / 'run'}", "format=gguf", f"output={tmp_path / 'm.gguf'}"]) == 0
+    assert capsys.readouterr().out.endswith(f"Ollama   ollama create NAME -f {tmp_path / 'm.Modelfile'}\n")
+    given = [f"checkpoint={tmp_path / 'run'}", "sampling.top_logprobs=2", "sampling.max_new_tokens=50"]
+    same = 0
+    with llama_server(tmp_path / "m.gguf") as address:
+        for prompt in ("The", "Once", '"Why', "In", "She"):
+            ours = made(capsys, *given, f"prompt={prompt}")
+            likeliest = [sorted((one["logprob"] for one in token["top"]), reverse=True) for token in ours["logprobs"]]
+            clear = next((i for i, (first, second) in enumerate(likeliest) if first - second < 0.02), len(likeliest))
+            question = {"prompt": prompt, "temperature": 0, "n_predict": clear, "return_tokens": True}
+            assert ask(address, "/completion", question)["tokens"] == ours["tokens"][:clear] or clear == 0
+            same += clear
+        assert same >= 20
+        continued = {"messages": [{"role": "user", "content": "Once"}]}
+        assert ask(address, "/apply-template", continued)["prompt"] == "Once"
+    reader = gguf.GGUFReader(tmp_path / "m.gguf")
+    assert reader.get_field("general.name").contents() == "test"
+    loss = load_run(tmp_path / "run").checkpoint.state["trainer"]["best"]
+    said = f"context 64; trained by gpt2x on text for 60 steps; validation loss {loss:.4f}"
+    assert reader.get_field("general.description").contents().endswith(said)
+
+
+@pytest.fixture(scope="module")
+def answering(tmp_path_factory):
+    """Make a run that has learned to answer "Ja.", with a template of its own; `data` are more settings of its records."""
+    where = tmp_path_factory.mktemp("answering")
+    template = "with_input: |\n  Q: {instruction}\n  ({input})\n  A:\nwithout_input: |\n  Q: {instruction}\n  A:\n"
+    (where / "template.yaml").write_text(template)
+    rows = [
+        {"instruction": f"Say {word}.", "input": "a" * (1 + n % 3), "output": "Ja."} for n, word in enumerate("abcdefgh" * 8)
+    ]
+    (where / "records.json").write_text(json.dumps(rows))
+
+    def make(name: str, *data: str) -> Path:
+        small = ["model.n_layer=1", "model.n_head=2", "model.n_embd=32", "model.context_length=48", "device.threads=1"]
+        small += [
+            "logger=none",
+            "tokenizer.vocab_size=280",
+            "optimizer.lr=1e-2",
+            "trainer.max_steps=60",
+            "trainer.eval_every=60",
+        ]
+        tuned = ["task=instruct", "data=records", f"data.path={where / 'records.json'}", "data.drop_seen=false", *data]
+        paths = [f"task.template={where / 'template.yaml'}", f"paths.outputs={where}", f"hydra.run.dir={where / name}"]
+        assert train_command([*small, *tuned, *paths]) == 0
+        return where / name
+
+    return make
+
+
+@pytest.mark.parametrize("constant", [False, True], ids=["many instructions", "one instruction"])
+def test_an_instructed_model_is_asked_and_answers_as_by_gpt2x_generate(answering, tmp_path, capsys, constant):
+    pytest.importorskip("gguf")
+    data = ["data.instruction=Say it.", "data.val_fraction=0.2"] if constant else []
+    run = answering("constant" if constant else "many", *data)
+    assert export([f"checkpoint={run}", "format=gguf", f"output={tmp_path / 'm.gguf'}"]) == 0
+    instruction = "Say it." if constant else "Say c."
+    user, system = {"role": "user", "content": "aa"}, {"role": "system", "content": instruction}
+    asked = [([f"instruction={instruction}", "input=aa"], [system, user])]
+    if constant:
+        asked.append((["input=aa"], [user]))
+    else:
+        asked.append((["instruction=Say b."], [{"role": "user", "content": "Say b."}]))
+    with llama_server(tmp_path / "m.gguf") as address:
+        for ours, theirs in asked:
+            answer = made(capsys, f"checkpoint={run}", *ours)
+            assert ask(address, "/apply-template", {"messages": theirs})["prompt"] == answer["prompt"]
+            (choice,) = ask(address, "/v1/chat/completions", {"messages": theirs, "temperature": 0})["choices"]
+            assert (choice["message"]["content"], choice["finish_reason"]) == ("Ja.", "stop")
+            assert (answer["text"], answer["finish"]) == ("Ja.", "end_of_text")
+    written = (tmp_path / "m.Modelfile").read_text()
+    assert "\nFROM ./m.gguf\n" in written and "Q: {{ or $system $user }}\nA:\n{{ end }}" in written
+    assert ('or .System "Say it."' in written) == constant
+
+
+def test_the_modelfile_has_the_name_of_the_model(base, capsys):
+    pytest.importorskip("gguf")
+    Path("v2.Modelfile").write_text("of an earlier export")
+    for output in ("v2.gguf", "v2.0", "folder/v2.Modelfile"):
+        assert export([f"checkpoint={base}", "format=gguf", f"output={output}"]) == 0
+    there = {str(path) for path in Path().rglob("*v2*") if path.is_file()}
+    assert there == {
+        "v2.gguf",
+        "v2.Modelfile",
+        "v2.0",
+        "v2.0.Modelfile",
+        "folder/v2.Modelfile",
+        "folder/v2.Modelfile.Modelfile",
+    }
+    assert "FROM ./v2.gguf\n" in Path("v2.Modelfile").read_text()
+    assert "FROM ./v2.Modelfile\n" in Path("folder/v2.Modelfile.Modelfile").read_text()
+
+
+def test_of_characters_it_is_told_what_llama_cpp_does_with_unknown_ones(small_run, tmp_path, capsys, caplog):
+    pytest.importorskip("gguf")
+    config = small_run(**{"trainer.max_steps": 2})
+    config.tokenizer = CharTokenizerConfig()
+    train(config, tmp_path / "run")
+    caplog.clear()
+    assert export([f"checkpoint={tmp_path / 'run'}", "format=gguf", f"output={tmp_path / 'm.gguf'}"]) == 0
+    assert caplog.messages == ["llama.cpp leaves out characters that the tokenizer does not know, which gpt2x refuses"]
 
 
 def test_an_adapter_is_read_by_peft_and_computes_the_same(adapted, base):

@@ -13,13 +13,12 @@ from hypothesis import strategies as st
 from tokenizers import ByteLevelBPETokenizer
 from transformers import AutoTokenizer
 from transformers import GPT2Tokenizer as TheirGPT2Tokenizer
-from transformers.utils.chat_template_utils import render_jinja_template
 
 from gpt2x.errors import UserError
-from gpt2x.interop.huggingface_tokenizer import chat_template, inspect_tokenizer, tokenizer_files
+from gpt2x.interop.chat import jinja_template
+from gpt2x.interop.huggingface_tokenizer import inspect_tokenizer, tokenizer_files
 from gpt2x.interop.pretrained import PretrainedError
-from gpt2x.task.config import TEMPLATES
-from gpt2x.task.template import Template, load_template
+from gpt2x.task.template import load_template
 from gpt2x.tokenizer.base import END_OF_TEXT, Tokenizer
 from gpt2x.tokenizer.bpe import BPETokenizer
 from gpt2x.tokenizer.byte_level import PATTERN
@@ -264,50 +263,14 @@ def test_torn_files_are_refused_by_name(tmp_path, pairs):
 # -- instructions ------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def chats(tmp_path_factory, pairs):
-    """What transformers' tokenizer becomes with a template of ours."""
-    folder = tmp_path_factory.mktemp("chats")
-
-    def make(template: Template):
-        return AutoTokenizer.from_pretrained(save(folder / "one", pairs["bpe"][0], template=template))
-
-    return make
-
-
-def asked(instruction: str, input: str | None) -> list[dict[str, str]]:
-    return [{"role": "user", "content": instruction} | ({} if input is None else {"input": input})]
-
-
-@pytest.mark.parametrize("name", TEMPLATES)
-def test_a_chat_becomes_the_prompt_that_the_model_was_trained_with(chats, pairs, name):
-    template, ours = load_template(name), pairs["bpe"][0]
-    tokenizer = chats(template)
-    for instruction, input in [("Say it.", None), ("Say it.", ""), ("Say it.", " \n"), ("Sort {input}\n", "  b {a}\r\n'\"\\")]:
-        prompt = template.render(instruction, input or "")
+def test_a_chat_becomes_the_prompt_that_the_model_was_trained_with(tmp_path, pairs):
+    ours, template = pairs["bpe"][0], load_template("stanford")
+    theirs = AutoTokenizer.from_pretrained(save(tmp_path, ours, chat_template=jinja_template(template)))
+    question = {"role": "user", "content": "café 'n' {input}\n"}
+    for chat, prompt in (
+        ([question], template.render(question["content"])),
+        ([{"role": "system", "content": "Sort these."}, question], template.render("Sort these.", question["content"])),
+    ):
         for more in ({}, {"add_generation_prompt": True}):
-            assert tokenizer.apply_chat_template(asked(instruction, input), tokenize=False, **more) == prompt
-        ids = tokenizer.apply_chat_template(asked(instruction, input), return_dict=True)["input_ids"]
-        assert ids == ours.encode(prompt).tolist()
-    answered = [*asked("Say it.", None), {"role": "assistant", "content": "It."}]
-    assert tokenizer.apply_chat_template(answered, tokenize=False) == template.render("Say it.") + "It." + END_OF_TEXT
-
-
-@settings(max_examples=60)
-@given(
-    texts=st.lists(st.text(characters | st.sampled_from("{}%#\"'\\\n\r "), max_size=20), min_size=5, max_size=5),
-    instruction=texts,
-    input=texts,
-)
-def test_any_template_does(texts, instruction, input):
-    """Whatever braces, quotes and line ends it holds."""
-    a, b, c, d, e = (text.replace("{instruction}", "").replace("{input}", "") for text in texts)
-    template = Template(f"{a}{{input}}{b}{{instruction}}{c}", f"{d}{{instruction}}{e}", source="")
-    made, _ = render_jinja_template([asked(instruction, input)], chat_template=chat_template(template))
-    assert made == [template.render(instruction, input)]
-
-
-def test_other_roles_are_refused(chats):
-    tokenizer = chats(load_template("phi3"))
-    with pytest.raises(Exception, match="this model knows the roles user and assistant alone"):
-        tokenizer.apply_chat_template([{"role": "system", "content": "Be kind."}, *asked("Say it.", None)], tokenize=False)
+            assert theirs.apply_chat_template(chat, tokenize=False, **more) == prompt
+            assert theirs.apply_chat_template(chat, **more)["input_ids"] == ours.encode(prompt).tolist()
