@@ -14,7 +14,9 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from gpt2x.errors import UserError
@@ -31,6 +33,7 @@ _FILES = {
     *("config.json", "generation_config.json", _WEIGHTS, "README.md"),
     *("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"),
 }
+_DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 _MARK = "gpt2x"  # the weights' metadata says so: such a folder is ours to replace
 
 
@@ -69,10 +72,7 @@ def write_huggingface(
             files["README.md"] = card
         for name, text in files.items():
             (temporary / name).write_text(text, encoding="utf-8", newline="\n")
-        from safetensors.torch import save_file
-
-        save_file(_tensors(model), temporary / _WEIGHTS, metadata={"format": "pt", _MARK: "1"})
-        os.chmod(temporary / _WEIGHTS, (temporary / "config.json").stat().st_mode)  # safetensors lets only the owner read
+        _save(temporary / _WEIGHTS, _tensors(model))
 
 
 def check_replaceable(folder: str | os.PathLike) -> None:
@@ -154,5 +154,23 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
             tensors["transformer.ln_f.bias"] = gpt.ln_f.bias + shift_for_bias(head).to(gpt.ln_f.bias)
     elif head is not None:
         tensors["lm_head.weight"] = head.weight
-    turned = {name: tensor.T if is_transposed(name) else tensor for name, tensor in tensors.items()}
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in turned.items()}
+    return {name: tensor.detach().T if is_transposed(name) else tensor.detach() for name, tensor in tensors.items()}
+
+
+def _save(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write a safetensors file: its header's length, the header in JSON, the tensors.
+
+    safetensors itself would want all of them in memory once more, as they are written, and have them read by the owner
+    alone; and of equal tensors it makes unequal files, for the metadata's order is left to chance.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", _MARK: "1"}}
+    end = 0
+    for name, tensor in tensors.items():
+        start, end = end, end + tensor.nbytes
+        header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+    encoded = json.dumps(header).encode()
+    encoded += b" " * (-len(encoded) % 8)  # so that the numbers are aligned
+    with open(path, "wb") as file:
+        file.write(len(encoded).to_bytes(8, "little") + encoded)
+        for tensor in tensors.values():
+            file.write(tensor.cpu().contiguous().view(torch.uint8).numpy())

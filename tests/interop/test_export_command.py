@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from llama import ask, llama_server
 from models import hugging_face
+from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 from gpt2x.commands import export, generate
 from gpt2x.commands import train as train_command
 from gpt2x.tokenizer.config import CharTokenizerConfig
+from gpt2x.training.config import HuggingFaceInitConfig
 from gpt2x.training.load import load_run
 from gpt2x.training.run import train
 
@@ -184,11 +188,106 @@ def test_an_adapter_is_read_by_peft_and_computes_the_same(adapted, base):
         assert (ours(tokens) - load_run(base).model(tokens)).abs().max() > 1e-4  # it has learned something
 
 
+def test_transformers_continues_a_text_as_gpt2x_generate_does(base, capsys):
+    assert export([f"checkpoint={base}", "format=hf", "output=deep/model"]) == 0
+    assert "wrote deep/model (" in capsys.readouterr().out
+    assert generate([f"checkpoint={base}", "prompt=Once upon", "sampling=greedy", "sampling.max_new_tokens=8"]) == 0
+    ours = capsys.readouterr().out.partition("\n(")[0]
+    theirs = pipeline("text-generation", model="deep/model")("Once upon", max_new_tokens=8, do_sample=False)
+    assert ours.startswith(theirs[0]["generated_text"])
+    tokens = torch.arange(16)[None]
+    with torch.no_grad():
+        logits = AutoModelForCausalLM.from_pretrained("deep/model")(tokens).logits
+        torch.testing.assert_close(logits, load_run(base).model(tokens), atol=1e-5, rtol=0)
+
+
+def test_the_card_tells_the_run_s_figures_and_nothing_of_this_computer(base, tmp_path):
+    assert export([f"checkpoint={base}", "format=hf", "output=model"]) == 0
+    card = Path("model/README.md").read_text()
+    result = json.loads((base / "result.json").read_text())
+    assert f"| val/loss | {result['last']['val/loss']:.4f} |" in card
+    assert f"| val/bpb | {result['last']['val/bpb']:.4f} |" in card
+    assert "| steps | 4 |" in card
+    assert result["config_hash"][:16] in card
+    assert str(tmp_path) not in card
+    _, front, page = card.split("---\n", 2)
+    assert yaml.safe_load(front) == {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["gpt2", "gpt2x"],
+    }
+    settings = yaml.safe_load(re.search("```yaml\n(.*?)```", page, flags=re.DOTALL)[1])
+    assert settings["model"]["n_embd"] == 16
+    code = re.search("```python\n(.*?)```", page, flags=re.DOTALL)[1]
+    exec(code.replace("max_new_tokens=50", "max_new_tokens=2"), {})  # it does what it says, from where the folder is
+
+
+def test_a_classifier_tells_the_same(adapted, tmp_path):
+    """The adapter of one is merged into its base's weights."""
+    run = adapted(**classifier(tmp_path))
+    assert export([f"checkpoint={run}", "format=hf", "output=model"]) == 0
+    loaded, texts = load_run(run), ["prize number 3", "hello", "prize"]
+    wanted = loaded.task.predict(loaded.model, texts, batch_size=2)
+    answers = pipeline("text-classification", model="model")(texts, batch_size=3, top_k=None)
+    for answer, probabilities in zip(answers, wanted, strict=True):
+        found = {entry["label"]: entry["score"] for entry in answer}
+        assert [found[label] for label in loaded.task.labels] == pytest.approx(probabilities.tolist(), abs=1e-5)
+    assert "pipeline_tag: text-classification" in Path("model/README.md").read_text()
+
+
+def test_an_instructed_model_is_asked_in_its_template(fine_tuning, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    train(fine_tuning("instruct", **{"trainer.max_steps": 2}), tmp_path / "run")
+    assert export(["checkpoint=run", "format=hf", "output=model"]) == 0
+    loaded, tokenizer = load_run("run"), AutoTokenizer.from_pretrained("model")
+    chat = [{"role": "system", "content": "Sort these."}, {"role": "user", "content": "b a"}]
+    prompt = loaded.task.prompt("Sort these.", "b a")
+    assert tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) == prompt
+    assert tokenizer(prompt)["input_ids"] == loaded.tokenizer.encode(prompt).tolist()
+    code = re.search("```python\n(.*?)```", Path("model/README.md").read_text(), flags=re.DOTALL)[1]
+    exec(code.replace("max_new_tokens=50", "max_new_tokens=2"), {})
+
+
+def test_other_positions_are_refused(small_run, tmp_path, capsys):
+    train(small_run(**{"trainer.max_steps": 2, "model.position": "rope"}), tmp_path / "run")
+    assert export([f"checkpoint={tmp_path / 'run'}", "format=hf", f"output={tmp_path / 'x'}"]) == 1
+    assert "the model has position=rope, and GPT-2 in transformers learned positions alone" in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
+
+
+def test_an_exported_model_is_read_and_exported_and_begun_with(base, small_run):
+    """init=hf and checkpoint=FOLDER read what format=hf wrote."""
+    assert export([f"checkpoint={base}", "format=hf", "output=model"]) == 0
+    ours, theirs = load_run(base), load_run("model")
+    assert theirs.tokenizer.fingerprint == ours.tokenizer.fingerprint
+    assert export(["checkpoint=model", "format=hf", "output=again"]) == 0
+    assert Path("again/model.safetensors").read_bytes() == Path("model/model.safetensors").read_bytes()
+    assert "val/loss" not in Path("again/README.md").read_text()
+    config = small_run(**{"trainer.max_steps": 2, "optimizer.lr": 1e-12})
+    config.init = HuggingFaceInitConfig(path="again")
+    train(config, Path("begun"))
+    begun = load_run("begun")
+    for (name, parameter), (_, first) in zip(begun.model.named_parameters(), ours.model.named_parameters(), strict=True):
+        torch.testing.assert_close(parameter, first, atol=1e-6, rtol=0, msg=name)
+
+
+def test_an_adapter_finds_its_base_in_an_exported_folder(adapted, base):
+    peft = pytest.importorskip("peft")
+    run = adapted()
+    assert export([f"checkpoint={base}", "format=hf", "output=model"]) == 0
+    assert export([f"checkpoint={run}", "format=peft", "output=adapter", "base=model"]) == 0
+    theirs, tokens = peft.AutoPeftModelForCausalLM.from_pretrained("adapter").eval(), torch.arange(16)[None]
+    ours = load_run(run).model
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(tokens).logits, ours(tokens), atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize(
     ("make", "overrides", "said"),
     [
         ({}, ["format=gguf", "output=x.gguf"], "llama.cpp's GPT-2 has no classifier's head"),
         ({"task.pooling": "mean"}, ["format=peft", "output=x"], "has task.pooling=mean"),
+        ({"task.pooling": "mean"}, ["format=hf", "output=x"], "format=hf: checkpoint="),
     ],
 )
 def test_what_the_other_programs_cannot_compute_is_refused(adapted, tmp_path, capsys, make, overrides, said):
@@ -205,7 +304,10 @@ def test_what_the_other_programs_cannot_compute_is_refused(adapted, tmp_path, ca
         (["format=peft", "output=x", "weights=f16"], "weights=f16: is for format=gguf"),
         (["format=gguf", "output=x", "base=b"], "base=b: is for format=peft"),
         (["format=gguf"], "output must be given"),
-        (["format=onnx", "output=x"], "format=onnx: expected one of gguf, peft"),
+        (["format=onnx", "output=x"], "format=onnx: expected one of gguf, peft, hf"),
+        (["format=hf", "output=base"], "output=base: base holds .lock, which is not of an export: name another folder"),
+        (["format=hf", "output=base/config.yaml"], "output=base/config.yaml: base/config.yaml is a file"),
+        (["format=hf", "output=x", "weights=f16"], "weights=f16: is for format=gguf"),
     ],
 )
 def test_what_cannot_be_done_is_said(base, capsys, overrides, said):
