@@ -15,7 +15,7 @@ import json
 import pickle
 import re
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
@@ -140,14 +140,18 @@ def read(path: Path) -> Pretrained:
     return Pretrained(about, tensors, inspect_tokenizer(path, about.vocab_size).make)
 
 
-def find(name: str, cache: str | Path | None = None, *, weights: bool = True) -> Path:
+def find(name: str, folder: str | Path | None = None, *, weights: bool = True) -> Path:
     """The folder `name`, or that of the model of this name on huggingface.co: NAME, OWNER/NAME, either with @REVISION.
 
-    What is needed of it, without `weights` all but these, is fetched through huggingface_hub into its own cache, or the
-    folder `cache`; what is there already is not fetched again. Raises PretrainedError where it cannot be had.
+    What is needed of it, without `weights` all but these, is fetched through huggingface_hub into its own cache, or into
+    `folder`; what is there already is not fetched again. Raises PretrainedError where it cannot be had.
     """
-    if Path(name).is_dir():
-        return Path(name)
+    return Path(name) if Path(name).is_dir() else _fetched(name, folder, weights)
+
+
+@cache
+def _fetched(name: str, folder: str | Path | None, weights: bool) -> Path:
+    """What `find` fetches; a command asks the hub once, however often it is asked."""
     if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?(@[\w./-]+)?", name):
         raise PretrainedError(f"{name}: no such folder, and not the name of a model on huggingface.co")
     try:
@@ -156,17 +160,17 @@ def find(name: str, cache: str | Path | None = None, *, weights: bool = True) ->
         problem = "no such folder, and fetching a model from huggingface.co needs the package huggingface_hub"
         raise PretrainedError(f"{name}: {problem}\n  pip install 'gpt2x[hub]', or give a folder") from None
     repository, _, revision = name.partition("@")
-    fetch = partial(huggingface_hub.snapshot_download, repository, revision=revision or None, cache_dir=cache)
+    fetch = partial(huggingface_hub.snapshot_download, repository, revision=revision or None, cache_dir=folder)
     try:
-        folder = Path(fetch(allow_patterns=list(_FILES + _SAFE * weights)))
-        if weights and not any((folder / file).is_file() for file in _WEIGHTS[:2]):
-            folder = Path(fetch(allow_patterns=list(_FILES + _PICKLED)))
+        path = Path(fetch(allow_patterns=list(_FILES + _SAFE * weights)))
+        if weights and not any((path / file).is_file() for file in _WEIGHTS[:2]):
+            path = Path(fetch(allow_patterns=list(_FILES + _PICKLED)))
     except Exception as error:  # its own errors, those of the HTTP library under it, and the operating system's
         problem = f"no such folder, and it could not be had from huggingface.co: {type(error).__name__}"
         reason = " ".join(str(error).split())[:300]
         remedy = "Or give a folder with the files of such a model."
         raise PretrainedError(f"{name}: {problem}: {reason}\n  {remedy}") from error
-    return folder
+    return path
 
 
 # -- the weights -------------------------------------------------------------------------------------------------
@@ -362,6 +366,8 @@ def _check_ends(config: _Config, end: int, vocab_size: int, *, classifier: bool)
         ids = [i for i in (value if isinstance(value, list) else [value]) if _is_whole(i) and i < vocab_size]
         return not ids or end in ids
 
-    name = "pad_token_id" if classifier else "eos_token_id"
-    fits = (lambda v: v is None or v >= end or v < 0) if classifier else ends
-    config.get(name, f"null or {end}, the tokenizer's {END_OF_TEXT}", fits)
+    allowed = f"null or {end}, the tokenizer's {END_OF_TEXT}"
+    if classifier:
+        config.get("pad_token_id", allowed, lambda v: v is None or _is_whole(v, end))
+    else:
+        config.get("eos_token_id", allowed, ends)

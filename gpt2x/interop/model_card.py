@@ -76,7 +76,7 @@ def _figures(run: LoadedRun, result: dict[str, Any]) -> dict[str, str]:
     state, data = run.checkpoint.state["trainer"], run.config.data
     steps = f"{state['step']:,}"
     if result.get("steps", state["step"]) != state["step"]:
-        steps += f" of {result['steps']:,}, after which it did best" * (state["step"] == state["best_step"])
+        steps += f" of {result['steps']:,}" + ", after which it did best" * (state["step"] == state["best_step"])
     figures = {"data": data.name, "tokenizer": f"{run.tokenizer.kind}, {run.tokenizer.vocab_size:,} tokens"}
     figures |= {"steps": steps, "tokens read": f"{state['tokens']:,}"}
     if state["evaluated_step"] == state["step"]:

@@ -670,10 +670,22 @@ def test_a_model_of_the_hub_is_fetched_once(tmp_path, theirs, hub, monkeypatch, 
     weights = "pytorch_model.bin" if pickled else "model.safetensors"
     assert {file.name for file in path.iterdir()} == {"config.json", "tokenizer.json", "tokenizer_config.json", weights}
     hub.clear()
+    assert find("me/mine", tmp_path / "cache") == path
+    assert not hub
     assert find("me/mine@main", tmp_path / "cache") == path
+    assert hub
     assert not any("resolve" in asked for asked in hub)
+    huggingface._fetched.cache_clear()  # another command
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     assert find("me/mine", tmp_path / "cache") == path  # without a network, too
+
+
+def test_a_description_needs_the_small_files_alone(tmp_path, theirs, hub):
+    folder_of(tmp_path / "hub", theirs)
+    path = find("me/mine", tmp_path / "cache", weights=False)
+    assert describe(path).model == describe(tmp_path / "hub").model
+    assert not any("model.safetensors" in asked for asked in hub)
+    assert_weights(find("me/mine", tmp_path / "cache"), theirs)
 
 
 def test_what_cannot_be_fetched_is_said(tmp_path, hub, monkeypatch):
