@@ -35,6 +35,7 @@ train = Command(
         "data=text data.path=notes.txt           your own text",
         "experiment=verdict_124m                 a whole recipe",
         "init=run init.path=RUN task=classifier data=spam_sample          fine-tune an earlier run's model",
+        "init=openai init.size=124M experiment=spam_book                  fine-tune OpenAI's GPT-2",
         "-m optimizer.lr=3e-4,1e-3 seed=1,2 hydra/launcher=joblib         a sweep: four runs, side by side",
         "resume=outputs/sweeps/DATE/TIME         go on where a run or a sweep stopped; what failed is run again",
         "model=micro --cfg job                   look before you run",
@@ -73,6 +74,7 @@ generate = Command(
         "checkpoint=RUN sampling=greedy                       always the likeliest token",
         "checkpoint=RUN prompt_file=prompts.txt output=texts.jsonl",
         "checkpoint=RUN -m sampling.temperature=0.5,0.8,1.1   one text for each temperature",
+        'checkpoint=outputs/cache/openai/124M prompt="The"    OpenAI\'s model, or Hugging Face\'s, as it is',
         'checkpoint=RUN instruction="Correct the spelling." input="I can swimm."   of a run with task=instruct',
         'checkpoint=RUN prompt="You have won a prize!"        of one with task=classifier: what it is',
         "checkpoint=RUN prompt_file=messages.csv output=predictions.csv            the same for a table",
@@ -105,6 +107,7 @@ evaluate = Command(
         "checkpoint=outputs/runs/DATE/TIME_NAME            perplexity on the run's own validation text",
         "checkpoint=RUN evaluation.mode=strided            all of it in a row, in windows that overlap by half",
         "checkpoint=RUN data=shakespeare                   on another text",
+        "checkpoint=outputs/cache/openai/124M data=verdict   OpenAI's model, or Hugging Face's, as it is",
         "checkpoint=RUN data=text data.path=notes.txt data.val_fraction=0 split=train   all of your own text",
         "checkpoint=RUN evaluation=classification split=test          a classifier, beside a logistic regression",
         "checkpoint=RUN evaluation=rouge evaluation.max_new_tokens=40   answers beside their references",
@@ -155,6 +158,7 @@ export = Command(
     examples=(
         "checkpoint=RUN format=gguf output=model.gguf             a language model or an instructed one, for llama.cpp",
         "checkpoint=RUN format=gguf weights=q8_0 output=small.gguf",
+        "checkpoint=RUN format=openai output=openai               as OpenAI published GPT-2, for programs that read its files",
         "checkpoint=RUN format=peft output=adapter                what finetune=lora has trained, for Hugging Face's peft",
     ),
 )

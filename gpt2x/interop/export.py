@@ -8,6 +8,7 @@ from gpt2x.config.option import ConfigError
 from gpt2x.config.schema import ExportConfig
 from gpt2x.errors import UserError
 from gpt2x.files import shown
+from gpt2x.interop import openai
 from gpt2x.interop.gguf import write_gguf
 from gpt2x.interop.peft import write_adapter
 from gpt2x.model.classifier import Classifier
@@ -20,7 +21,7 @@ def export(config: ExportConfig) -> None:
     output = Path(config.output)
     if config.format == "gguf" and output.is_dir():
         raise ConfigError("output", config.output, "this is a folder", "name a file in it")
-    if config.format == "peft" and output.exists() and not output.is_dir():
+    if config.format != "gguf" and output.exists() and not output.is_dir():
         raise ConfigError("output", config.output, "this is a file", "name a folder")
     run = load_run(config.checkpoint, config.which, merged=config.format != "peft")
     try:
@@ -37,6 +38,11 @@ def _write(config: ExportConfig, run: LoadedRun) -> None:
             problem = "llama.cpp's GPT-2 has no classifier's head"
             raise ConfigError("format", "gguf", f"checkpoint={config.checkpoint} is a classifier, and {problem}")
         write_gguf(config.output, run.model, run.tokenizer, weights=config.weights)
+    elif config.format == "openai":
+        if isinstance(run.model, Classifier):
+            problem = "OpenAI's GPT-2 has no classifier's head"
+            raise ConfigError("format", "openai", f"checkpoint={config.checkpoint} is a classifier, and {problem}")
+        openai.write(config.output, run.model, run.tokenizer)
     else:
         if not adapted_layers(run.model):
             problem = f"checkpoint={config.checkpoint} has no adapter"
