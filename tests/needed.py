@@ -16,6 +16,8 @@ _NEEDED = {
     "task/classifier": ["data=spam_sample"],
     "task/instruct": ["data=instructions_sample"],
     "init/run": ["init.path=run"],
+    "init/openai": ["init.size=124M"],
+    "init/hf": ["init.path=."],  # no name, which would be looked for in the network
     "finetune/head": ["model.tied_head=false"],
 }
 

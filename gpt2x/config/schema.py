@@ -258,13 +258,14 @@ class ExportConfig(CheckpointConfig):
     """gpt2x-export: write a trained model in a form that other programs read."""
 
     format: str = option(
-        help="gguf: one file for llama.cpp, and a Modelfile for Ollama beside it, of a model that makes text; peft: the "
-        "adapter of a finetune=lora run, a folder for Hugging Face's peft; hf: any model with its tokenizer, a folder for "
-        "Hugging Face's transformers",
-        choices=("gguf", "peft", "hf"),
+        help="gguf: one file for llama.cpp, and a Modelfile for Ollama beside it, of a model that makes text; hf: a folder for "
+        "Hugging Face's transformers, of any model and its tokenizer; openai: a folder as OpenAI published GPT-2, a TensorFlow "
+        "checkpoint, of a model that makes text; peft: the adapter of a finetune=lora run, a folder for Hugging Face's peft",
+        choices=("gguf", "hf", "openai", "peft"),
     )
     output: str = option(
-        help="the file (gguf) or folder (peft, hf) to write; beside model.gguf, model.Modelfile is written too, or replaced",
+        help="the file (gguf) or folder (hf, openai, peft) to write; beside model.gguf, model.Modelfile is written too, or "
+        "replaced",
         verbatim=True,
     )
     weights: str = option("f32", "of gguf: what matrices are kept as", choices=("f32", "f16", "q8_0"))

@@ -9,6 +9,7 @@ from gpt2x.config.option import ConfigError
 from gpt2x.config.schema import ExportConfig
 from gpt2x.errors import UserError
 from gpt2x.files import shown, write_atomic
+from gpt2x.interop import openai
 from gpt2x.interop.chat import jinja_template
 from gpt2x.interop.gguf import write_gguf
 from gpt2x.interop.huggingface_export import check_replaceable, write_huggingface
@@ -31,7 +32,7 @@ def export(config: ExportConfig) -> None:
     output = Path(config.output)
     if config.format == "gguf" and output.is_dir():
         raise ConfigError("output", config.output, "this is a folder", "name a file in it")
-    if config.format == "peft" and output.exists() and not output.is_dir():
+    if config.format != "gguf" and output.exists() and not output.is_dir():
         raise ConfigError("output", config.output, "this is a file", "name a folder")
     if config.format == "hf":
         try:
@@ -67,6 +68,11 @@ def _write(config: ExportConfig, run: LoadedRun) -> None:
             chat_template=jinja_template(*template) if (template := _template(run)) else None,
             card=model_card(run, read_result(Path(config.checkpoint)), Path(config.output).resolve().name),
         )
+    elif config.format == "openai":
+        if isinstance(run.model, Classifier):
+            problem = "OpenAI's GPT-2 has no classifier's head"
+            raise ConfigError("format", "openai", f"checkpoint={config.checkpoint} is a classifier, and {problem}")
+        openai.write(config.output, run.model, run.tokenizer)
     else:
         if not adapted_layers(run.model):
             problem = f"checkpoint={config.checkpoint} has no adapter"

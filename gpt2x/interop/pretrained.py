@@ -87,13 +87,15 @@ def read(path: str | Path) -> Pretrained:
 
 def parameter_shapes(about: Description) -> dict[str, tuple[int, ...]]:
     """The name and shape of every parameter that our GPT has for the model described."""
-    import torch
-
-    from gpt2x.model.gpt import GPT
-
-    with torch.device("meta"):  # which has no memory
-        model = GPT(vocab_size=about.vocab_size, **about.model)
-    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    n = about.model["n_embd"]
+    shapes = {"wte.weight": (about.vocab_size, n), "wpe.weight": (about.model["context_length"], n)}
+    linear = {"attn.c_attn": (3 * n, n), "attn.c_proj": (n, n), "mlp.c_fc": (4 * n, n), "mlp.c_proj": (n, 4 * n)}
+    for i in range(about.model["n_layer"]):
+        shapes |= {f"h.{i}.{norm}.{own}": (n,) for norm in ("ln_1", "ln_2") for own in ("weight", "bias")}
+        shapes |= {f"h.{i}.{name}.weight": shape for name, shape in linear.items()}
+        shapes |= {f"h.{i}.{name}.bias": shape[:1] for name, shape in linear.items()}
+    shapes |= {"ln_f.weight": (n,), "ln_f.bias": (n,)}
+    return shapes if about.model["tied_head"] else shapes | {"lm_head.weight": (about.vocab_size, n)}
 
 
 def _module(path: str | Path) -> ModuleType:
