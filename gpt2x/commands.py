@@ -74,7 +74,7 @@ generate = Command(
         "checkpoint=RUN sampling=greedy                       always the likeliest token",
         "checkpoint=RUN prompt_file=prompts.txt output=texts.jsonl",
         "checkpoint=RUN -m sampling.temperature=0.5,0.8,1.1   one text for each temperature",
-        'checkpoint=outputs/cache/openai/124M prompt="The"    OpenAI\'s model, or Hugging Face\'s, as it is',
+        "checkpoint=outputs/cache/openai/124M prompt=\"The\"    OpenAI's model, or Hugging Face's, as it is",
         'checkpoint=RUN instruction="Correct the spelling." input="I can swimm."   of a run with task=instruct',
         'checkpoint=RUN prompt="You have won a prize!"        of one with task=classifier: what it is',
         "checkpoint=RUN prompt_file=messages.csv output=predictions.csv            the same for a table",
