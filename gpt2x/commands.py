@@ -156,8 +156,9 @@ export = Command(
     run="gpt2x.interop.export:export",
     shown=("checkpoint", "which", "format", "output", "weights", "base"),
     examples=(
-        "checkpoint=RUN format=gguf output=model.gguf             a language model or an instructed one, for llama.cpp",
+        "checkpoint=RUN format=gguf output=model.gguf             of a model that makes text, for llama.cpp and Ollama",
         "checkpoint=RUN format=gguf weights=q8_0 output=small.gguf",
+        "checkpoint=RUN format=hf output=model                    any run, for Hugging Face's transformers",
         "checkpoint=RUN format=openai output=openai               as OpenAI published GPT-2, for programs that read its files",
         "checkpoint=RUN format=peft output=adapter                what finetune=lora has trained, for Hugging Face's peft",
     ),

@@ -258,11 +258,16 @@ class ExportConfig(CheckpointConfig):
     """gpt2x-export: write a trained model in a form that other programs read."""
 
     format: str = option(
-        help="gguf: one file for llama.cpp and Ollama, of a model that makes text; openai: a folder as OpenAI published GPT-2, "
-        "a TensorFlow checkpoint, of such a model; peft: the adapter of a finetune=lora run, a folder for Hugging Face's peft",
-        choices=("gguf", "openai", "peft"),
+        help="gguf: one file for llama.cpp, and a Modelfile for Ollama beside it, of a model that makes text; hf: a folder for "
+        "Hugging Face's transformers, of any model and its tokenizer; openai: a folder as OpenAI published GPT-2, a TensorFlow "
+        "checkpoint, of a model that makes text; peft: the adapter of a finetune=lora run, a folder for Hugging Face's peft",
+        choices=("gguf", "hf", "openai", "peft"),
     )
-    output: str = option(help="the file (gguf) or folder (openai, peft) to write", verbatim=True)
+    output: str = option(
+        help="the file (gguf) or folder (hf, openai, peft) to write; beside model.gguf, model.Modelfile is written too, or "
+        "replaced",
+        verbatim=True,
+    )
     weights: str = option("f32", "of gguf: what matrices are kept as", choices=("f32", "f16", "q8_0"))
     base: str | None = option(None, "of peft: name or folder of the base model, for AutoPeftModel", verbatim=True)
 

@@ -15,7 +15,7 @@ from gpt2x.interop.openai import described
 from gpt2x.interop.pretrained import Description, describe
 from gpt2x.model.config import GPTConfig
 from gpt2x.task.config import ClassifierConfig, LanguageModelingConfig
-from gpt2x.tokenizer.config import BPETokenizerConfig, GPT2TokenizerConfig
+from gpt2x.tokenizer.config import BPETokenizerConfig, CharTokenizerConfig, GPT2TokenizerConfig
 from gpt2x.training.config import HuggingFaceInitConfig, OpenAIInitConfig
 
 
@@ -43,7 +43,11 @@ def begun_with(init: Any) -> TrainConfig | None:
 
 def _as_run(about: Description) -> TrainConfig:
     init = {"openai": OpenAIInitConfig, "hf": HuggingFaceInitConfig}[about.format]
-    tokenizer = {"gpt2": GPT2TokenizerConfig(), "bpe": BPETokenizerConfig(vocab_size=about.vocab_size)}
+    tokenizer = {
+        "gpt2": GPT2TokenizerConfig(),
+        "bpe": BPETokenizerConfig(vocab_size=about.vocab_size),
+        "char": CharTokenizerConfig(),
+    }
     return TrainConfig(
         name=about.path.name,
         model=GPTConfig(**about.model),

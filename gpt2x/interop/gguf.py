@@ -18,17 +18,30 @@ from gpt2x.model.gpt import GPT
 from gpt2x.model.lora import adapted_layers
 from gpt2x.tokenizer.base import END_OF_TEXT, Tokenizer
 from gpt2x.tokenizer.byte_level import ByteLevelTokenizer
+from gpt2x.tokenizer.char import CharTokenizer
 from gpt2x.tokenizer.gpt2 import byte_letters
 
 WEIGHTS = ("f32", "f16", "q8_0")
 Q8_0_BLOCK = 32  # weights of a row that share a scale
 
 
-def write_gguf(path: str | os.PathLike, model: GPT, tokenizer: Tokenizer, *, weights: str = "f32") -> None:
+def write_gguf(
+    path: str | os.PathLike,
+    model: GPT,
+    tokenizer: Tokenizer,
+    *,
+    weights: str = "f32",
+    name: str | None = None,
+    description: str | None = None,
+    chat_template: str | None = None,
+) -> None:
     """Write `model`, as it was trained, and `tokenizer` to `path`, atomically.
 
-    weights   what matrices are kept as: "f32", "f16" or "q8_0" (8 bits and a scale for every 32 weights). Vectors and
-              the positions stay f32.
+    weights        what matrices are kept as: "f32", "f16" or "q8_0" (8 bits and a scale for every 32 weights). Vectors and
+                   the positions stay f32.
+    name, description
+                   what the file says of itself, which llama.cpp shows when it loads it
+    chat_template  how a conversation becomes a prompt, in Jinja (chat.py); without one llama.cpp takes another model's
 
     A model with more rows than the tokenizer has tokens gets filler tokens, marked as unused. Raises UserError for what
     the format or llama.cpp cannot represent, and where the package gguf is not installed.
@@ -40,13 +53,11 @@ def write_gguf(path: str | os.PathLike, model: GPT, tokenizer: Tokenizer, *, wei
     if weights not in WEIGHTS:
         raise ValueError(f"weights={weights!r}: expected one of {', '.join(WEIGHTS)}")
     _check(model, tokenizer, weights)
-    joins = merges(tokenizer)
-    if not joins:
-        raise UserError("GGUF: llama.cpp loads no tokenizer without merges; train one with tokenizer.vocab_size above 257")
-
     with replacing(path) as temporary:
         writer = gguf.GGUFWriter(temporary, "gpt2")
-        writer.add_name(f"gpt2x: {model.shape}")
+        writer.add_name(name or f"gpt2x: {model.shape}")
+        if description is not None:
+            writer.add_description(description)
         writer.add_file_type(
             {
                 "f32": gguf.LlamaFileType.ALL_F32,
@@ -64,16 +75,18 @@ def write_gguf(path: str | os.PathLike, model: GPT, tokenizer: Tokenizer, *, wei
 
         filler = [f"[unused{i}]" for i in range(model.vocab_size - tokenizer.vocab_size)]
         kinds = gguf.TokenType
-        writer.add_tokenizer_model("gpt2")  # byte-level pairs
+        writer.add_tokenizer_model("gpt2")  # bytes, joined in pairs
         writer.add_tokenizer_pre("gpt-2")  # how text is cut into words; another name loads too, and cuts differently
         writer.add_token_list([*map(_letters, tokenizer.tokens), END_OF_TEXT, *filler])
         writer.add_token_types([*[kinds.NORMAL] * len(tokenizer.tokens), kinds.CONTROL, *[kinds.UNUSED] * len(filler)])
-        writer.add_token_merges([" ".join(map(_letters, pair)) for pair in joins])
+        writer.add_token_merges([" ".join(map(_letters, pair)) for pair in _joins(tokenizer)])
         # Where these two are missing llama.cpp takes token 11, a comma, for both.
         writer.add_bos_token_id(tokenizer.end_of_text)
         writer.add_eos_token_id(tokenizer.end_of_text)
         writer.add_unk_token_id(tokenizer.end_of_text)
         writer.add_add_bos_token(False)
+        if chat_template is not None:
+            writer.add_chat_template(chat_template)
 
         kind = gguf.GGMLQuantizationType[weights.upper()]
         for name, tensor in _tensors(model):
@@ -110,15 +123,27 @@ def merges(tokenizer: ByteLevelTokenizer) -> list[tuple[bytes, bytes]]:
     return pairs
 
 
+def _joins(tokenizer: Tokenizer) -> list[tuple[bytes, bytes]]:
+    """What llama.cpp is to join, which begins with the bytes of a word whether they are tokens or not.
+
+    A character of several bytes is joined from the left, one byte at a time. Its first byte says how many follow, and none
+    of those begins another: nothing else is ever joined. So text of known characters becomes our tokens. An unknown
+    character, which we refuse, becomes what is no token, and llama.cpp leaves it out.
+    """
+    if isinstance(tokenizer, CharTokenizer):
+        steps = ((token[:i], token[i : i + 1]) for token in tokenizer.tokens for i in range(1, len(token)))
+        joins = list(dict.fromkeys(steps))
+    else:
+        joins = merges(tokenizer)
+    return joins or [_NEVER]
+
+
 def _check(model: GPT, tokenizer: Tokenizer, weights: str) -> None:
     if adapted_layers(model):
         raise ValueError("GGUF: the model has an adapter, which would be left out: merge it first")
     if model.position != "learned":
         problem = f"the model has position={model.position}, and llama.cpp's gpt2 learned positions alone"
         raise UserError(f"GGUF: {problem}; train one with model.position=learned")
-    if not isinstance(tokenizer, ByteLevelTokenizer):
-        problem = f"GGUF: a {tokenizer.kind} tokenizer cannot be represented, only byte-level ones can"
-        raise UserError(f"{problem}; train with tokenizer=bpe or tokenizer=gpt2")
     if model.vocab_size < tokenizer.vocab_size:
         problem = f"the model has {model.vocab_size:,} tokens and the tokenizer {tokenizer.vocab_size:,}"
         raise UserError(f"GGUF: {problem}; give the tokenizer that the model was trained with")
@@ -155,3 +180,5 @@ def _letters(token: bytes) -> str:
 
 
 _LETTERS = byte_letters()
+# llama.cpp loads no tokenizer without merges. This one is never made: a word begins as single bytes, and nothing joins "no".
+_NEVER = (b"no", b"merges")

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from gpt2x.errors import UserError
 from gpt2x.files import write_atomic
+from gpt2x.interop.bias import shift_for_bias
 from gpt2x.model.lora import HEAD, adaptable_layers, adapted_layers, add_lora, base_hash, ends_with, freeze
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -66,7 +67,7 @@ def write_adapter(model: nn.Module, folder: str | os.PathLike, *, base_name: str
             saved.append(_NORM)
             norm = model.gpt.ln_f
             tensors[f"transformer.{_NORM}.weight"] = norm.weight
-            tensors[f"transformer.{_NORM}.bias"] = norm.bias + _shift(model.score).to(norm.bias)
+            tensors[f"transformer.{_NORM}.bias"] = norm.bias + shift_for_bias(model.score).to(norm.bias)
     config = {
         "peft_type": "LORA",
         "task_type": _task(model),
@@ -265,16 +266,6 @@ def _check_tensors(model: nn.Module, folder: Path, settings: dict[str, Any], ten
 
 
 # -- a classifier's head -----------------------------------------------------------------------------------------
-
-
-def _shift(score: nn.Linear) -> Tensor:
-    """The shortest shift (width,) of the head's inputs that its bias (classes,) can be left out for, in float64."""
-    weight, bias = score.weight.detach().double(), score.bias.detach().double()
-    shift = torch.linalg.pinv(weight) @ bias
-    if not torch.allclose(weight @ shift, bias, rtol=1e-6, atol=1e-9):
-        problem = f"no shift of its {score.in_features} inputs equals the head's bias for all {score.out_features} classes"
-        raise UserError(f"PEFT: transformers' classifier has no bias, and {problem}; train a head without bias")
-    return shift
 
 
 def _read_head(model: nn.Module, folder: str | os.PathLike, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -37,7 +37,7 @@ class Description:
     model       the settings of GPTConfig that it decides: n_layer, n_head, n_embd, context_length, tied_head, and dropout
                 where the files speak of it
     vocab_size  rows of the token embedding, which may be more than the tokenizer has tokens
-    tokenizer   what the tokenizer is: "gpt2", OpenAI's own, or "bpe", another one of bytes and their joins
+    tokenizer   what the tokenizer is: "gpt2", OpenAI's own, "bpe", another one of bytes and their joins, or "char"
     labels      of a classifier: its classes, in the order of the head's outputs; None: it makes text
     """
 

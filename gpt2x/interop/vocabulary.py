@@ -35,22 +35,34 @@ def read_vocabulary(encoder: Path, joins: Path) -> Tokenizer:
         return GPT2Tokenizer()
     try:
         ids = json.loads(encoder.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise PretrainedError(f"{encoder}: cannot be read ({error})") from None
+    try:
+        lines = [line for line in joins.read_text(encoding="utf-8").split("\n") if line and not line.startswith("#version")]
+    except (OSError, ValueError) as error:
+        raise PretrainedError(f"{joins}: cannot be read ({error})") from None
+    return tokenizer_of(ids, lines, encoder, joins)
+
+
+def tokenizer_of(ids: dict[str, int], joins: list[str], ids_file: Path, joins_file: Path) -> BPETokenizer:
+    """The tokenizer of these tokens, in GPT-2's printable letters, and joins; the files that they are from are for messages.
+
+    Raises PretrainedError where it is none that we have.
+    """
+    try:
         by_id = {number: token for token, number in ids.items()}
         tokens = [by_id[number] for number in range(len(ids))]
-    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
-        raise PretrainedError(f"{encoder}: not a JSON object of tokens with the ids 0, 1, 2, ... ({error!r})") from None
+    except (AttributeError, KeyError, TypeError) as error:
+        raise PretrainedError(f"{ids_file}: not a JSON object of tokens with the ids 0, 1, 2, ... ({error!r})") from None
     if not tokens or tokens[-1] != END_OF_TEXT:
-        raise PretrainedError(f"{encoder}: the last token is not {END_OF_TEXT}, and no other tokenizer can be represented")
+        raise PretrainedError(f"{ids_file}: the last token is not {END_OF_TEXT}, and no other tokenizer can be represented")
     try:
         tokenizer = BPETokenizer([bytes(map(_BYTES.__getitem__, token)) for token in tokens[:-1]])
-        lines = [line for line in joins.read_text(encoding="utf-8").split("\n") if line and not line.startswith("#version")]
     except (KeyError, ValueError) as error:
-        raise PretrainedError(f"{encoder}: not the tokens of a byte-level tokenizer ({error})") from None
-    except OSError as error:
-        raise PretrainedError(f"{joins}: cannot be read ({error.strerror})") from None
-    if lines != _merge_lines(tokenizer):
+        raise PretrainedError(f"{ids_file}: not the tokens of a byte-level tokenizer ({error})") from None
+    if joins != _merge_lines(tokenizer):
         problem = "joins the tokens in another order than that of their ids"
-        raise PretrainedError(f"{joins}: {problem}, and such a tokenizer cannot be represented")
+        raise PretrainedError(f"{joins_file}: {problem}, and such a tokenizer cannot be represented")
     return tokenizer
 
 

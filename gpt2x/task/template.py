@@ -20,7 +20,7 @@ from gpt2x.errors import UserError
 from gpt2x.files import shown
 from gpt2x.task.config import TEMPLATES
 
-_FIELD = re.compile(r"\{(\w+)\}")
+FIELD = re.compile(r"\{(\w+)\}")
 _FIELDS = {"with_input": {"instruction", "input"}, "without_input": {"instruction"}}  # each is needed, no other is known
 
 
@@ -35,7 +35,7 @@ class Template:
     def render(self, instruction: str, input: str = "") -> str:
         """The prompt; the response follows it at once. Braces in what is filled in mean nothing."""
         values = {"instruction": instruction, "input": input}
-        return _FIELD.sub(lambda field: values[field[1]], self.with_input if input.strip() else self.without_input)
+        return FIELD.sub(lambda field: values[field[1]], self.with_input if input.strip() else self.without_input)
 
     def texts(self, records: Iterable[Record]) -> Iterator[str]:
         """Each record as a model will read it, prompt and first output: for learning a tokenizer."""
@@ -64,7 +64,7 @@ def parse_template(source: str, name: str) -> Template:
     if not isinstance(found, dict) or set(found) != set(_FIELDS) or not all(isinstance(text, str) for text in found.values()):
         raise _refused(name, "expected two texts, with_input and without_input, and nothing else")
     for part, needed in _FIELDS.items():
-        fields = set(_FIELD.findall(found[part]))
+        fields = set(FIELD.findall(found[part]))
         if missing := needed - fields:
             raise _refused(name, f"{part} does not say where {{{min(missing)}}} goes")
         if unknown := fields - needed:
