@@ -191,7 +191,7 @@ class TrainConfig:
         for name in ("n_layer", "n_head", "n_embd", "position"):
             mine, value = getattr(self.model, name), getattr(theirs, name)
             if mine != value:
-                remedy = f"leave out model= and model.{name}=: with init={kind} the shape is that model's own"
+                remedy = f"leave out model= and model.{name}=, or give {show(value)}: init={kind} brings a shape of its own"
                 raise ConfigError(f"model.{name}", mine, f"the model that it begins with has {show(value)}", remedy)
         mine, known = self.model.context_length, theirs.context_length
         if mine > known and self.init.positions is None:

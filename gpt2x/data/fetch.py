@@ -125,7 +125,8 @@ def _download(url: str, part: Path, target: Path, n_bytes: int | None) -> None:
             rest = answer.headers.get("Content-Length")
             total = have + int(rest) if rest else None
             if None not in (n_bytes, total) and total != n_bytes:
-                part.unlink(missing_ok=True)  # perhaps the beginning of that other file
+                if have:
+                    part.unlink()  # the beginning of that other file, perhaps
                 raise UserError(f"{url} is another file: it has {total:,} bytes, and {n_bytes:,} are expected")
             with (
                 open(part, "ab" if have else "wb") as file,

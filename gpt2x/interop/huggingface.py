@@ -1,8 +1,7 @@
 """A model in Hugging Face's form in: what its config.json says, and its weights by our names.
 
     config.json                     what the model is: `describe`
-    model.safetensors               the weights, or model.safetensors.index.json, which says in which files they are;
-                                    or pytorch_model.bin and its index, of which nothing but tensors is ever unpickled
+    model.safetensors, ...          the weights: huggingface_weights.py
     tokenizer.json, vocab.json, ... the tokenizer: huggingface_tokenizer.py
 
 transformers' GPT2LMHeadModel, GPT2Model and GPT2ForSequenceClassification compute what our GPT and Classifier compute, but
@@ -12,19 +11,20 @@ for settings of theirs that ours do not have: a folder with one of these is refu
 from __future__ import annotations
 
 import json
-import pickle
 import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from gpt2x.interop.huggingface_tokenizer import inspect_tokenizer, read_object
+from gpt2x.interop.huggingface_tokenizer import FoundTokenizer, inspect_tokenizer, read_object
 from gpt2x.interop.pretrained import Description, Pretrained, PretrainedError, parameter_shapes
 from gpt2x.tokenizer.base import END_OF_TEXT
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from gpt2x.interop.huggingface_weights import Stored
 
 CLASSIFIER = "GPT2ForSequenceClassification"
 _KINDS = ("GPT2LMHeadModel", "GPT2Model", CLASSIFIER)
@@ -74,7 +74,6 @@ _ALIASES = {
     "num_hidden_layers": "n_layer",
 }
 
-_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _MASKS = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")  # the causal mask, which old versions kept among the weights
 _FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
 _SAFE = ("model*.safetensors", "model.safetensors.index.json")
@@ -86,45 +85,18 @@ def describe(path: Path) -> Description:
 
     Raises PretrainedError where they are missing or torn, or speak of a model or tokenizer that ours cannot be.
     """
-    config = _Config(path / "config.json")
-    n_embd = config.whole("n_embd")
-    n_head = config.get("n_head", f"a whole number that divides n_embd={n_embd}", lambda v: _is_whole(v, 1) and n_embd % v == 0)
-    config.get("n_inner", f"null or {4 * n_embd}, four times n_embd", lambda v: v in (None, 4 * n_embd))
-    kinds = config.get(
-        "architectures", f"one of {', '.join(_KINDS)}", lambda v: not v or (isinstance(v, list) and v[0] in _KINDS)
-    )
-    vocab_size = config.whole("vocab_size")
-    tokenizer = inspect_tokenizer(path, vocab_size)
-    tied = config.get("tie_word_embeddings", "true or false", lambda v: isinstance(v, bool))
-    labels = None
-    if kinds and kinds[0] == CLASSIFIER:
-        labels = _labels(config)
-        tied = True  # it has no such head: a language model that begins with it ties its own
-    _check_ends(config, tokenizer.end_of_text, vocab_size, classifier=labels is not None)
-    return Description(
-        path=path,
-        format="hf",
-        model={
-            "n_layer": config.whole("n_layer"),
-            "n_head": n_head,
-            "n_embd": n_embd,
-            "context_length": config.whole("n_positions"),
-            "dropout": _dropout(config),
-            "tied_head": tied,
-        },
-        vocab_size=vocab_size,
-        tokenizer=tokenizer.kind,
-        labels=labels,
-    )
+    return _describe(path)[0]
 
 
 def read(path: Path) -> Pretrained:
     """The model in folder `path`. Raises PretrainedError where a file is missing, torn or foreign, or cannot be represented."""
-    about = describe(path)
+    from gpt2x.interop.huggingface_weights import open_weights
+
+    about, tokenizer = _describe(path)
     shapes = parameter_shapes(about)
     if about.labels is not None:
         shapes["score.weight"] = (len(about.labels), about.model["n_embd"])
-    named = _by_our_names(_open(path))
+    named = _by_our_names(open_weights(path))
     if about.labels is None and about.model["tied_head"] and (head := named.pop("lm_head.weight", None)):
         _check_tied(path, head, named.get("wte.weight", head))
     for problem, names in {
@@ -137,7 +109,7 @@ def read(path: Path) -> Pretrained:
     for name, shape in shapes.items():
         named[name].check(name, shape[::-1] if is_transposed(name) else shape)
     tensors = _Tensors({name: partial(_load, named[name], is_transposed(name)) for name in shapes})
-    return Pretrained(about, tensors, inspect_tokenizer(path, about.vocab_size).make)
+    return Pretrained(about, tensors, tokenizer.make)
 
 
 def find(name: str, folder: str | Path | None = None, *, weights: bool = True) -> Path:
@@ -163,7 +135,7 @@ def _fetched(name: str, folder: str | Path | None, weights: bool) -> Path:
     fetch = partial(huggingface_hub.snapshot_download, repository, revision=revision or None, cache_dir=folder)
     try:
         path = Path(fetch(allow_patterns=list(_FILES + _SAFE * weights)))
-        if weights and not any((path / file).is_file() for file in _WEIGHTS[:2]):
+        if weights and not any(path.glob("model*.safetensors")):
             path = Path(fetch(allow_patterns=list(_FILES + _PICKLED)))
     except Exception as error:  # its own errors, those of the HTTP library under it, and the operating system's
         problem = f"no such folder, and it could not be had from huggingface.co: {type(error).__name__}"
@@ -176,21 +148,7 @@ def _fetched(name: str, folder: str | Path | None, weights: bool) -> Path:
 # -- the weights -------------------------------------------------------------------------------------------------
 
 
-class _Stored(NamedTuple):
-    """A tensor in a file: what it is like, and what reads it."""
-
-    file: Path
-    shape: tuple[int, ...]
-    kind: str  # of numbers, as safetensors calls it
-    load: Callable[[], Tensor]
-
-    def check(self, name: str, shape: tuple[int, ...]) -> None:
-        if self.shape != shape or self.kind not in ("F64", "F32", "F16", "BF16"):
-            problem = f"is {self.kind} {self.shape}, and the model of config.json needs floating-point numbers {shape}"
-            raise PretrainedError(f"{self.file}: {name} {problem}")
-
-
-def _load(stored: _Stored, transposed: bool) -> Tensor:
+def _load(stored: Stored, transposed: bool) -> Tensor:
     return stored.load().T if transposed else stored.load()
 
 
@@ -210,9 +168,9 @@ class _Tensors(Mapping):
         return len(self._readers)
 
 
-def _by_our_names(found: dict[str, _Stored]) -> dict[str, _Stored]:
+def _by_our_names(found: dict[str, Stored]) -> dict[str, Stored]:
     """The same tensors without the prefix that most folders have, and without those that are no parameters."""
-    named: dict[str, _Stored] = {}
+    named: dict[str, Stored] = {}
     for theirs, stored in found.items():
         name = theirs.removeprefix("transformer.")
         if _MASKS.fullmatch(name):
@@ -223,7 +181,7 @@ def _by_our_names(found: dict[str, _Stored]) -> dict[str, _Stored]:
     return named
 
 
-def _check_tied(path: Path, head: _Stored, embedding: _Stored) -> None:
+def _check_tied(path: Path, head: Stored, embedding: Stored) -> None:
     if head.shape != embedding.shape or not head.load().equal(embedding.load()):
         problem = "is not the token embedding, though tie_word_embeddings is true"
         raise PretrainedError(f"{head.file}: lm_head.weight {problem}; set it to false in {path / 'config.json'}")
@@ -234,69 +192,41 @@ def is_transposed(name: str) -> bool:
     return name.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight"))
 
 
-def _open(path: Path) -> dict[str, _Stored]:
-    """All tensors in the folder by their names there; none is read yet."""
-    found = next((path / name for name in _WEIGHTS if (path / name).is_file()), None)
-    if found is None:
-        raise PretrainedError(f"{path}: has no weights: none of {', '.join(_WEIGHTS)} is there")
-    if found.suffix != ".json":
-        return _open_file(found)
-    places = read_object(found).get("weight_map")
-    names = places.values() if isinstance(places, dict) else [None]
-    if not all(isinstance(name, str) and Path(name).name == name for name in names):
-        raise PretrainedError(f"{found}: weight_map does not say in which file of this folder each tensor is")
-    tensors: dict[str, _Stored] = {}
-    for name in sorted(set(names)):
-        if not (path / name).is_file():
-            raise PretrainedError(f"{path / name}: no such file, and {found.name} speaks of it")
-        tensors |= _open_file(path / name)
-    for name, file in places.items():
-        if name not in tensors or tensors[name].file.name != file:
-            raise PretrainedError(f"{path / file}: lacks {name}, which is there as {found.name} says")
-    return tensors
-
-
-def _open_file(file: Path) -> dict[str, _Stored]:
-    import torch
-
-    if file.suffix == ".safetensors":
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            opened = safe_open(file, "pt")
-            parts = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError) as error:
-            raise PretrainedError(f"{file}: torn, or no safetensors file ({error})") from None
-        return {
-            name: _Stored(file, tuple(part.get_shape()), part.get_dtype(), partial(opened.get_tensor, name))
-            for name, part in parts.items()
-        }
-    try:
-        held = _unpickled(file)
-    except pickle.UnpicklingError as error:
-        raise PretrainedError(f"{file}: torn, or holds more than tensors, which could run code: it is not read") from error
-    except Exception as error:  # of many kinds, by where it is torn
-        raise PretrainedError(f"{file}: torn, or no file of torch's") from error
-    if not isinstance(held, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in held.values()):
-        raise PretrainedError(f"{file}: not a state dict, names and their tensors")
-    kinds = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
-    return {
-        name: _Stored(file, tuple(tensor.shape), kinds.get(tensor.dtype, str(tensor.dtype)), tensor.detach)
-        for name, tensor in held.items()
-    }
-
-
-def _unpickled(file: Path) -> Any:
-    import torch
-
-    load = partial(torch.load, file, map_location="cpu", weights_only=True)
-    try:
-        return load(mmap=True)
-    except RuntimeError:  # an older form, which cannot be mapped; what is torn fails again
-        return load()
-
-
 # -- config.json -------------------------------------------------------------------------------------------------
+
+
+def _describe(path: Path) -> tuple[Description, FoundTokenizer]:
+    config = _Config(path / "config.json")
+    n_embd = config.whole("n_embd")
+    n_head = config.get("n_head", f"a whole number that divides n_embd={n_embd}", lambda v: _is_whole(v, 1) and n_embd % v == 0)
+    config.get("n_inner", f"null or {4 * n_embd}, four times n_embd", lambda v: v in (None, 4 * n_embd))
+    kinds = config.get(
+        "architectures", f"one of {', '.join(_KINDS)}", lambda v: not v or (isinstance(v, list) and v[0] in _KINDS)
+    )
+    vocab_size = config.whole("vocab_size")
+    tokenizer = inspect_tokenizer(path, vocab_size)
+    tied = config.get("tie_word_embeddings", "true or false", lambda v: isinstance(v, bool))
+    labels = None
+    if kinds and kinds[0] == CLASSIFIER:
+        labels = _labels(config)
+        tied = True  # it has no such head: a language model that begins with it ties its own
+    _check_ends(config, tokenizer.end_of_text, vocab_size, classifier=labels is not None)
+    about = Description(
+        path=path,
+        format="hf",
+        model={
+            "n_layer": config.whole("n_layer"),
+            "n_head": n_head,
+            "n_embd": n_embd,
+            "context_length": config.whole("n_positions"),
+            "dropout": _dropout(config),
+            "tied_head": tied,
+        },
+        vocab_size=vocab_size,
+        tokenizer=tokenizer.kind,
+        labels=labels,
+    )
+    return about, tokenizer
 
 
 class _Config:

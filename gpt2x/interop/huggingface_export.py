@@ -24,6 +24,7 @@ from gpt2x.files import replacing_folder
 from gpt2x.interop.bias import shift_for_bias
 from gpt2x.interop.huggingface import CLASSIFIER, is_transposed
 from gpt2x.interop.huggingface_tokenizer import tokenizer_files
+from gpt2x.interop.huggingface_weights import KINDS
 from gpt2x.model.classifier import Classifier, parts
 from gpt2x.model.lora import adapted_layers
 from gpt2x.tokenizer.base import Tokenizer
@@ -33,7 +34,6 @@ _FILES = {
     *("config.json", "generation_config.json", _WEIGHTS, "README.md"),
     *("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"),
 }
-_DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 _MARK = "gpt2x"  # the weights' metadata says so: such a folder is ours to replace
 
 
@@ -167,7 +167,7 @@ def _save(path: Path, tensors: dict[str, Tensor]) -> None:
     end = 0
     for name, tensor in tensors.items():
         start, end = end, end + tensor.nbytes
-        header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+        header[name] = {"dtype": KINDS[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
     encoded = json.dumps(header).encode()
     encoded += b" " * (-len(encoded) % 8)  # so that the numbers are aligned
     with open(path, "wb") as file:

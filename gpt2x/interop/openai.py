@@ -48,14 +48,15 @@ _PUBLISHED: dict[tuple[str, str], tuple[int, str | None]] = {
     ("774M", DATA): (3_096_120_320, None),
     ("1558M", DATA): (6_230_444_800, None),
 }
+_FETCHED = (HPARAMS, INDEX, DATA)
 _ENCODER, _JOINS = "encoder.json", "vocab.bpe"
 _CHECKPOINT = 'model_checkpoint_path: "model.ckpt"\nall_model_checkpoint_paths: "model.ckpt"\n'
 
 
-def described(size: str, path: str | Path = "") -> Description:
+def described(size: str) -> Description:
     """The model that OpenAI published under this size, without any file."""
     shape = SIZES[size] | dict(context_length=N_CTX, tied_head=True)
-    return Description(Path(path), "openai", shape, N_VOCAB, "gpt2")
+    return Description(Path(), "openai", shape, N_VOCAB, "gpt2")
 
 
 def describe(path: str | Path) -> Description:
@@ -144,21 +145,18 @@ def fetch(size: str, *, cache: str | Path, mirror: str | Path | None) -> Path:
     """
     from gpt2x.data.fetch import fetch as fetch_file
 
-    found = None if mirror is None else Path(mirror) / "gpt2" / size
-    if found is not None and not all((found / name).is_file() for name in (HPARAMS, INDEX, DATA)):
-        found = None
-    for file in (HPARAMS, INDEX, DATA):
+    mirrored = None if mirror is None else Path(mirror) / "gpt2" / size
+
+    def fetched(file: str, mirror: Path | None) -> Path:
         n_bytes, sha256 = _PUBLISHED.get((size, file), (None, None))
-        path = fetch_file(
-            *(source.format(size=size, file=file) for source in _SOURCES),
-            file=file,
-            sha256=sha256,
-            n_bytes=n_bytes,
-            cache=Path(cache) / "openai" / size,
-            mirror=found,
-        )
-        found = None if found is not None and path.parent != found else found  # one that is wrong: none is used from there
-    return path.parent
+        urls = [source.format(size=size, file=file) for source in _SOURCES]
+        folder = Path(cache) / "openai" / size
+        return fetch_file(*urls, file=file, sha256=sha256, n_bytes=n_bytes, cache=folder, mirror=mirror, pinned_by=None)
+
+    folders = {fetched(file, mirrored).parent for file in _FETCHED}
+    if len(folders) > 1:  # not all of the mirror's are there, or what they should be: then none of them is used
+        folders = {fetched(file, None).parent for file in _FETCHED}
+    return folders.pop()
 
 
 class _Tensors(Mapping[str, "Tensor"]):

@@ -99,7 +99,7 @@ def write_bundle(prefix: str | os.PathLike, arrays: Mapping[str, np.ndarray]) ->
             array = np.asarray(arrays[name], order="C")
             array = array.astype(array.dtype.newbyteorder("<"), copy=False)
             file.write(array.data)
-            table.append((name.encode(), _entry(array, offset)))
+            table.append((name.encode(), _entry(array, offset, _checksum(array))))
             offset += array.nbytes
     write_atomic(f"{prefix}.index", table_bytes(table))
 
@@ -121,12 +121,12 @@ def _variable(value: bytes) -> Variable:
     return Variable(np.dtype(_TYPES[first[1]]), shape, first.get(3, 0), first.get(4, 0), first.get(5, 0), first.get(6, 0))
 
 
-def _entry(array: np.ndarray, offset: int) -> bytes:
+def _entry(array: np.ndarray, offset: int, crc: int) -> bytes:
     number = next(number for number, name in _TYPES.items() if np.dtype(name) == array.dtype)
     dims = [_field(1, size) for size in array.shape]
     shape = b"".join(b"\x12" + _varint(len(dim)) + dim for dim in dims)
     entry = _field(1, number) + b"\x12" + _varint(len(shape)) + shape + _field(4, offset) + _field(5, array.nbytes)
-    return entry + b"\x35" + struct.pack("<I", _checksum(array))
+    return entry + b"\x35" + struct.pack("<I", crc)
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
@@ -170,7 +170,8 @@ def read_table(path: str | os.PathLike) -> list[tuple[bytes, bytes]]:
         raise PretrainedError(f"{path}: not the index of a TensorFlow checkpoint: {problem}")
     try:
         footer = data[len(data) - _FOOTER :]
-        _, at = _read_handle(footer, 0)  # of a block of metadata, which is empty
+        metadata, at = _read_handle(footer, 0)
+        list(_read_block(data, *metadata))  # there are none
         index, _ = _read_handle(footer, at)
         return [pair for _, handle in _read_block(data, *index) for pair in _read_block(data, *_read_handle(handle, 0)[0])]
     except (ValueError, IndexError, struct.error) as error:

@@ -3,85 +3,35 @@
 from __future__ import annotations
 
 import hashlib
-import http.server
 import io
 import os
+import re
 import socket
 import subprocess
 import sys
 import threading
-import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from file_server import CONTENT, SHA256, Server, served
 
 from gpt2x.data.fetch import fetch
 from gpt2x.errors import UserError
-
-CONTENT = bytes(range(256)) * 1000
-SHA256 = hashlib.sha256(CONTENT).hexdigest()
-
-
-class Server(http.server.ThreadingHTTPServer):
-    """Serves `content` for every path; notes each request's Range header (None without one)."""
-
-    daemon_threads = True
-
-    def __init__(self):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.content, self.requests = CONTENT, []
-        self.ranges = True  # answer Range headers
-        self.cut_at: int | None = None  # break the connection after this many bytes of the answer
-        self.chunked = False  # do not say how long the answer is
-        self.status: int | None = None
-        self.seconds = 0.0
-
-    def url(self, name: str = "file.txt") -> str:
-        return f"http://127.0.0.1:{self.server_port}/some/folder/{name}"
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def do_GET(self) -> None:
-        server, wanted = self.server, self.headers.get("Range")
-        server.requests.append(wanted)
-        time.sleep(server.seconds)
-        if server.status is not None:
-            return self.send_error(server.status)
-        body, status = server.content, 200
-        if wanted and server.ranges:
-            first = int(wanted.removeprefix("bytes=").removesuffix("-"))
-            if first >= len(body):
-                return self.send_error(416)
-            body, status = body[first:], 206
-        self.send_response(status)
-        if status == 206:
-            self.send_header("Content-Range", f"bytes {first}-{len(server.content) - 1}/{len(server.content)}")
-        self.send_header(*(("Transfer-Encoding", "chunked") if server.chunked else ("Content-Length", str(len(body)))))
-        self.send_header("Connection", "close")
-        self.end_headers()
-        if server.chunked:
-            self.wfile.write(b"%x\r\n" % len(body))
-        self.wfile.write(body[: server.cut_at])
-        if server.chunked and server.cut_at is None:
-            self.wfile.write(b"\r\n0\r\n\r\n")
-
-    def log_message(self, *args: object) -> None:
-        pass
 
 
 @pytest.fixture
 def server(monkeypatch) -> Iterator[Server]:
     monkeypatch.setenv("no_proxy", "*")
-    with Server() as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
-        thread.start()
+    with served() as server:
         yield server
-        server.shutdown()
-        thread.join()
+
+
+@pytest.fixture
+def other(monkeypatch) -> Iterator[Server]:
+    with served() as other:
+        yield other
 
 
 @pytest.fixture
@@ -178,6 +128,64 @@ def test_two_processes_at_once_download_once(server, cache):
     runs = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     assert [run.communicate(timeout=60)[0] for run in runs] == ["True\n", "True\n"]
     assert server.requests == [None]
+
+
+# -- several sources ----------------------------------------------------------------------------------------
+
+
+def test_where_the_first_source_is_down_the_second_goes_on_with_what_there_is(server, other, cache, caplog):
+    server.cut_at = 100_000
+    assert fetch(server.url(), other.url(), file="name.txt", sha256=SHA256, cache=cache).read_bytes() == CONTENT
+    assert (server.requests, other.requests) == ([None], ["bytes=100000-"])
+    assert f"cannot fetch {server.url()}: the connection broke after 100,000 of 256,000 bytes; trying another" in caplog.text
+    server.status = 503
+    assert fetch(server.url(), other.url(), file="b.txt", sha256=SHA256, cache=cache).read_bytes() == CONTENT
+
+
+def test_where_the_first_source_has_something_else_the_second_is_asked_for_all_of_it(server, other, cache, caplog):
+    server.content = CONTENT[:-1] + b"!"
+    assert fetch(server.url(), other.url(), file="name.txt", sha256=SHA256, cache=cache).read_bytes() == CONTENT
+    assert (server.requests, other.requests) == ([None], [None])
+    assert f"{server.url()} does not have the expected content" in caplog.text
+
+
+def test_where_no_source_has_it_the_last_one_is_complained_of(server, other, cache):
+    server.status, other.content = 404, b"something else"
+    with pytest.raises(UserError, match=re.escape(f"{other.url()} does not have the expected content")) as error:
+        fetch(server.url(), other.url(), file="name.txt", sha256=SHA256, cache=cache, pinned_by=None)
+    assert "set " not in str(error.value)
+    assert visible(cache) == set()
+
+
+# -- a known size -------------------------------------------------------------------------------------------
+
+
+def test_a_page_in_place_of_the_file_is_not_downloaded_and_nothing_is_lost(server, other, cache, caplog):
+    other.cut_at = 100_000
+    with pytest.raises(UserError, match="the connection broke"):
+        fetch(other.url(), file="name.txt", sha256=None, n_bytes=len(CONTENT), cache=cache)
+    server.content, server.ranges, other.cut_at = b"<html>Log in first</html>", False, None
+    path = fetch(server.url(), other.url(), file="name.txt", sha256=None, n_bytes=len(CONTENT), cache=cache)
+    assert path.read_bytes() == CONTENT
+    assert other.requests == [None, "bytes=100000-"]
+    assert f"{server.url()} is another file: it has 25 bytes, and 256,000 are expected" in caplog.text
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_file_of_another_size_is_refused_even_without_a_hash(server, cache, chunked):
+    server.chunked = chunked
+    with pytest.raises(UserError, match="256,000 bytes.*255,999"):
+        fetch(server.url(), file="name.txt", sha256=None, n_bytes=len(CONTENT) - 1, cache=cache)
+    assert visible(cache) == set()
+
+
+def test_a_file_of_another_size_in_the_mirror_or_the_cache_is_passed_over(server, cache, tmp_path, caplog):
+    for folder in (cache, tmp_path):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "name.txt").write_bytes(CONTENT[:-1])
+    path = fetch(server.url(), file="name.txt", sha256=None, n_bytes=len(CONTENT), cache=cache, mirror=tmp_path)
+    assert (path, path.read_bytes()) == (cache / "name.txt", CONTENT)
+    assert str(tmp_path / "name.txt") in caplog.text
 
 
 # -- the mirror ---------------------------------------------------------------------------------------------
