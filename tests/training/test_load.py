@@ -7,11 +7,12 @@ import shutil
 
 import pytest
 import torch
+from models import gpt
 
 from gpt2x.commands import generate
 from gpt2x.errors import UserError
 from gpt2x.training.checkpoint import Checkpoints
-from gpt2x.training.load import load_run
+from gpt2x.training.load import Undrawn, load_run
 from gpt2x.training.run import train
 
 
@@ -70,6 +71,23 @@ def test_a_hostile_configuration_cannot_call_anything(run, tmp_path):
     path.write_text(path.read_text().replace("gpt2x.model.gpt.GPT", "os.system"))
     with pytest.raises(UserError, match=r"os\.system"):
         load_run(tmp_path / "run")
+
+
+def test_nothing_is_drawn_for_weights_that_are_about_to_be_overwritten():
+    before = torch.get_rng_state()
+    with Undrawn():
+        model = gpt(position="rope", tied_head=False)
+        torch.nn.Linear(3, 3)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(model.rotary.turns, gpt(position="rope").rotary.turns)  # what is computed is there
+    assert not torch.equal(torch.get_rng_state(), before)  # torch draws by itself where it may
+    assert torch.equal(gpt(seed=3).wte.weight, gpt(seed=3).wte.weight)
+
+
+def test_loading_a_run_draws_nothing(run):
+    before = torch.get_rng_state()
+    load_run(run)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_a_run_can_be_loaded_after_its_text_has_gone(small_run, tmp_path):
