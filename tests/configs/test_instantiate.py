@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -132,9 +133,10 @@ def make_task(config: TrainConfig, tmp_path: Path) -> None:
 def make_init(config: TrainConfig, choice: str, tmp_path: Path) -> None:
     tokenizer = CharTokenizer.from_corpus(["abc"])
     model = instantiate(config.model, vocab_size=tokenizer.vocab_size)
-    if choice == "run":
+    marks = {"run": "config.yaml", "openai": "hparams.json", "hf": "config.json"}
+    if choice in marks:
         config.init.path = str(tmp_path)
-        with pytest.raises(UserError, match=r"no config\.yaml"):
+        with pytest.raises(UserError, match=rf"no {re.escape(marks[choice])}|{re.escape(marks[choice])}: no such file"):
             instantiate(config.init, model, tokenizer)
     else:
         before = model.wte.weight.clone()
