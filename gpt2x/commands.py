@@ -186,5 +186,6 @@ benchmark = Command(
         "suite=finetune                                       fine-tuning a classifier: the book's way, transformers, ours",
         "suite=finetune suite.contestants=[book,gpt2x,gpt2x-cached]",
         "suite=job                                            a whole gpt2x-train beside plain torch; two at once or in turn",
+        "suite=load                                           from a run, OpenAI's files and Hugging Face's to a model",
     ),
 )

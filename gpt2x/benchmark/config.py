@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gpt2x.benchmark import finetune_contestants, generate_contestants, job_contestants
+from gpt2x.benchmark import finetune_contestants, generate_contestants, job_contestants, load_contestants
 from gpt2x.config.option import ConfigError, option
 from gpt2x.model.config import GPTConfig
 
@@ -78,6 +78,25 @@ class JobSuiteConfig:
 
     def check(self) -> None:
         _check_contestants(self.contestants, job_contestants.CONTESTANTS)
+
+    def check_model(self, model: GPTConfig) -> None:
+        """Any model will do."""
+
+
+@dataclass(kw_only=True)
+class LoadSuiteConfig:
+    """How long it takes, and how much memory, until a trained model is there."""
+
+    _target_: str = "gpt2x.benchmark.load.LoadSuite"
+    name: str = option("load", "what the suite is called in the report")
+    contestants: list[str] | None = option(
+        None, f"who takes part; null: all, which are {', '.join(load_contestants.CONTESTANTS)}"
+    )
+    rounds: int = option(5, "measurements of each contestant, taken in turns, after a first one that is not counted", minimum=1)
+    timeout: float = option(600.0, "seconds after which a contestant that has not ended has failed", above=0)
+
+    def check(self) -> None:
+        _check_contestants(self.contestants, load_contestants.CONTESTANTS)
 
     def check_model(self, model: GPTConfig) -> None:
         """Any model will do."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase as fnmatch
 from typing import Any
 
-from gpt2x.benchmark.config import FinetuneSuiteConfig, GenerateSuiteConfig, JobSuiteConfig
+from gpt2x.benchmark.config import FinetuneSuiteConfig, GenerateSuiteConfig, JobSuiteConfig, LoadSuiteConfig
 from gpt2x.config.option import ConfigError, option, show
 from gpt2x.data.config import SPLITS, InstructionsConfig, TableConfig, TextConfig
 from gpt2x.device import DeviceConfig
@@ -79,7 +79,7 @@ GROUPS: dict[str, tuple[type, ...]] = {
     "sampling": (SamplingConfig,),
     "evaluation": (PerplexityConfig, ClassificationConfig, RougeConfig, SamplesConfig),
     "sweep": (GridConfig, PairedConfig, OptunaConfig),
-    "suite": (GenerateSuiteConfig, FinetuneSuiteConfig, JobSuiteConfig),
+    "suite": (GenerateSuiteConfig, FinetuneSuiteConfig, JobSuiteConfig, LoadSuiteConfig),
 }
 
 

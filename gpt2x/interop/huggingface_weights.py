@@ -71,13 +71,14 @@ def _open_file(file: Path) -> dict[str, Stored]:
             for name, part in parts.items()
         }
     try:
-        held = _load(file)
+        pickled = _Pickled(file)
     except Exception as error:  # of many kinds, by where it is torn
         raise PretrainedError(f"{file}: torn, or holds more than tensors, which could run code: it is not read") from error
+    held = pickled.held
     if not isinstance(held, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in held.values()):
         raise PretrainedError(f"{file}: not a state dict, names and their tensors")
     return {
-        name: Stored(file, tuple(tensor.shape), KINDS.get(tensor.dtype, str(tensor.dtype)), tensor.detach)
+        name: Stored(file, tuple(tensor.shape), KINDS.get(tensor.dtype, str(tensor.dtype)), partial(pickled.tensor, name))
         for name, tensor in held.items()
     }
 
@@ -88,8 +89,25 @@ def _tensor_in(file: Path, name: str) -> Tensor:
         return opened.get_tensor(name)
 
 
-def _load(file: Path) -> Any:
-    try:
-        return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except RuntimeError:  # an older form, which cannot be mapped; what is torn fails again
-        return torch.load(file, map_location="cpu", weights_only=True)
+class _Pickled:
+    """A file of torch's own form, `held` in memory. What is read of a mapped one stays there until it is mapped anew, which
+    is done whenever it has become too much."""
+
+    MOST = 2**25  # bytes; mapping takes some milliseconds
+
+    def __init__(self, file: Path):
+        self.file, self.read = file, 0
+        try:
+            self.held, self.mapped = self._load(mmap=True), True
+        except RuntimeError:  # an older form, which cannot be mapped; what is torn fails again
+            self.held, self.mapped = self._load(), False
+
+    def tensor(self, name: str) -> Tensor:
+        if self.mapped and self.read > self.MOST:
+            self.held, self.read = self._load(mmap=True), 0
+        tensor = self.held[name]
+        self.read += tensor.nbytes
+        return tensor.detach()
+
+    def _load(self, **settings: bool) -> Any:
+        return torch.load(self.file, map_location="cpu", weights_only=True, **settings)

@@ -17,6 +17,7 @@ import logging
 import os
 import re
 import shutil
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,12 @@ class Checkpoint:
         """The tensors of one of its files, such as "model"."""
         from safetensors.torch import load_file
 
-        return load_file(self.folder / f"{name}.safetensors")
+        return load_file(self._file(name))
+
+    def mapped(self, name: str) -> Mapping[str, Tensor]:
+        """The same, each mapped into memory when it is asked for and not kept: to be copied one after the other, at no time
+        all of them in memory twice."""
+        return _Mapped(self._file(name))
 
     def require(self, identity: dict[str, str]) -> None:
         """Raise CheckpointError if this belongs to another tokenizer, corpus, ... than `identity` says."""
@@ -63,7 +69,35 @@ class Checkpoint:
                 )
 
     def has(self, name: str) -> bool:
-        return f"{name}.safetensors" in self.state["files"]
+        return self._file(name).name in self.state["files"]
+
+    def _file(self, name: str) -> Path:
+        return self.folder / f"{name}.safetensors"
+
+
+class _Mapped(Mapping):
+    """The tensors of a safetensors file, which is opened anew for each: what it maps stays in memory until it is closed."""
+
+    def __init__(self, path: Path):
+        from safetensors import safe_open
+
+        self.path = path
+        with safe_open(path, "pt") as file:
+            self.names = tuple(file.keys())
+
+    def __getitem__(self, name: str) -> Tensor:
+        from safetensors import safe_open
+
+        if name not in self.names:
+            raise KeyError(name)
+        with safe_open(self.path, "pt") as file:
+            return file.get_tensor(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
 
 
 class Checkpoints:

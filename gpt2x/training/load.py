@@ -69,7 +69,7 @@ def load_run(path: str | Path, which: str = "best", *, merged: bool = True) -> L
     tokenizer = tokenizers.load(path / "tokenizer.json")
     checkpoint.require({"tokenizer": tokenizer.fingerprint})
     task = instantiate(config.task, tokenizer, checkpoint.state.get("about", {}))
-    weights = checkpoint.tensors("ema" if checkpoint.has("ema") else "model")
+    weights = checkpoint.mapped("ema" if checkpoint.has("ema") else "model")
     if "base" in checkpoint.state["identity"]:
         config.finetune.adapter = None  # where its training began is of no matter any more
         base = getattr(config.init, "path", None)  # None: random weights

@@ -165,6 +165,16 @@ def test_the_modelfile_has_the_name_of_the_model(base, capsys):
     assert "FROM ./v2.Modelfile\n" in Path("folder/v2.Modelfile.Modelfile").read_text()
 
 
+def test_a_model_of_openai_becomes_a_gguf_file(tmp_path):
+    gguf = pytest.importorskip("gguf")
+    folder = Path(__file__).parent / "fixtures" / "openai"
+    assert export([f"checkpoint={folder}", "format=gguf", f"output={tmp_path / 'm.gguf'}"]) == 0
+    reader, model = gguf.GGUFReader(tmp_path / "m.gguf"), load_run(folder).model
+    assert torch.equal(torch.tensor(reader.tensors[0].data), model.wte.weight)
+    assert reader.get_field("general.description").contents() == model.shape
+    assert f"PARAMETER num_ctx {model.context_length}\n" in (tmp_path / "m.Modelfile").read_text()
+
+
 def test_of_characters_it_is_told_what_llama_cpp_does_with_unknown_ones(small_run, tmp_path, capsys, caplog):
     pytest.importorskip("gguf")
     config = small_run(**{"trainer.max_steps": 2})

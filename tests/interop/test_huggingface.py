@@ -282,8 +282,9 @@ def test_a_body_without_a_head_is_read(tmp_path, theirs):
 
 
 def test_files_as_the_hub_has_them_are_read(tmp_path, theirs):
-    """Without a prefix, with the causal masks of old versions, and with a tied head saved all the same."""
-    path = folder_of(tmp_path, theirs)
+    """Without a prefix, with the causal masks of old versions, a tied head saved all the same, and settings of old."""
+    old = {"n_ctx": 24, "task_specific_params": {"text-generation": {"do_sample": True}}, "torch_dtype": "float32"}
+    path = folder_of(tmp_path, theirs, **old, predict_special_tokens=True, output_past=True, pruned_heads={}, num_labels=1)
     tensors = {name.removeprefix("transformer."): tensor for name, tensor in load_file(path / "model.safetensors").items()}
     for i in range(SHAPE["n_layer"]):
         tensors[f"h.{i}.attn.bias"] = torch.ones(24, 24).tril()[None, None]

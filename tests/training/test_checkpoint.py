@@ -7,6 +7,8 @@ import errno
 import json
 import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -35,6 +37,33 @@ def test_what_is_saved_comes_back(checkpoints):
     assert loaded.tensors("optimizer")["w/step"].item() == 5.0
     assert loaded.has("optimizer")
     assert not loaded.has("ema")
+
+
+COPY = """
+import sys
+from pathlib import Path
+import torch
+from gpt2x.device import peak_memory
+from gpt2x.training.checkpoint import Checkpoint
+weights = Checkpoint(Path(sys.argv[1]), {}).mapped("model")
+copies = [torch.zeros(1000, 1000) for _ in weights]  # a hundred megabytes, held from now on
+before = peak_memory()
+for copy, name in zip(copies, weights):
+    copy.copy_(weights[name])
+print(peak_memory() - before)
+"""
+
+
+def test_what_is_mapped_is_the_same_and_does_not_stay_in_memory(checkpoints):
+    tensors = {f"w{i}": torch.full((1000, 1000), float(i)) for i in range(25)}
+    folder = checkpoints.save({"step": 1, "best_step": None}, {"model": tensors})
+    mapped = checkpoints.load(1).mapped("model")
+    assert len(mapped) == 25 and mapped.keys() == tensors.keys()
+    assert all(torch.equal(mapped[name], tensor) for name, tensor in tensors.items())
+    with pytest.raises(KeyError, match="other"):
+        mapped["other"]
+    done = subprocess.run([sys.executable, "-c", COPY, str(folder)], capture_output=True, text=True)
+    assert int(done.stdout) < 30e6, done.stderr
 
 
 def test_saving_the_same_twice_gives_the_same_bytes(checkpoints):
