@@ -244,6 +244,7 @@ class Loader(ConfigLoaderImpl):
     def __init__(self, search_path: Any, schema: type, config_name: str):
         super().__init__(search_path)
         self.schema, self.config_name, self.saved = schema, config_name, {}
+        self._alone: dict[str, DictConfig] = {}
 
     def load_configuration(self, config_name: str | None, overrides: list[str], *args: Any, **kwargs: Any) -> DictConfig:
         """What Hydra calls for each run."""
@@ -255,9 +256,14 @@ class Loader(ConfigLoaderImpl):
         """What the files say by themselves, with these choices of them; groups may be left to choose."""
         return super().load_configuration(self.config_name, choices, RunMode.MULTIRUN, validate_sweep_overrides=False)
 
-    @functools.cached_property
-    def _defaults(self) -> DictConfig:
-        return self.files([])
+    def _with(self, group: str = "", choice: str = "") -> DictConfig:
+        """What the files say with no other choice than this one, put together once."""
+        if group and choice == self._with().hydra.runtime.choices[group]:
+            return self._with()
+        key = f"{group}={choice}"
+        if key not in self._alone:
+            self._alone[key] = self.files([key] if group else [])
+        return self._alone[key]
 
     def take_over(self, config: DictConfig, overridden: set[str]) -> None:
         """With init=run, openai or hf, put that model and its tokenizer in place of the default ones, but for what a file or
@@ -266,8 +272,8 @@ class Loader(ConfigLoaderImpl):
         if run is None:
             return
         for group in {"model", "tokenizer"} - overridden:  # one that is chosen outright stays, and is refused if it is another
-            own = self.files([f"{group}={config.hydra.runtime.choices[group]}"])  # the chosen file by itself
-            chosen, file, default = (OmegaConf.to_container(c[group], resolve=False) for c in (config, own, self._defaults))
+            own = self._with(group, config.hydra.runtime.choices[group])  # the chosen file by itself
+            chosen, file, default = (OmegaConf.to_container(c[group], resolve=False) for c in (config, own, self._with()))
             changed = {key.removeprefix(f"{group}.") for key in overridden if key.startswith(f"{group}.")}
             for others in (file, default):
                 changed |= {name for name, value in chosen.items() if value != others.get(name, NOT_GIVEN)}

@@ -44,6 +44,7 @@ def start(tmp_path, *argv) -> subprocess.Popen:
     [
         (["--help"], 0),
         (["--cfg", "job", "--resolve"], 0),
+        (["init=openai", "init.size=124M", "--cfg", "job"], 0),
         (["optimizer.lrr=1"], 2),
         ([], 0),
         (["seed=2"], 1),
@@ -58,6 +59,13 @@ def test_exit_code_and_no_heavy_import(tmp_path, argv, code):
     heavy = [line for line in out.splitlines() if line.startswith("heavy modules:")]
     assert set(heavy) <= {"heavy modules: []"}
     assert heavy or code == 143
+
+
+def test_a_folder_to_begin_with_is_described_without_torch(tmp_path):
+    folder = REPO / "tests" / "interop" / "fixtures" / "openai"
+    out, err = start(tmp_path, "init=openai", f"init.path={folder}", "--cfg", "job").communicate(timeout=60)
+    assert "n_embd: 24" in out, err
+    assert "heavy modules: ['numpy']" in out  # of the tokenizer's module
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no SIGTERM")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -132,13 +131,15 @@ def make_task(config: TrainConfig, tmp_path: Path) -> None:
 
 def make_init(config: TrainConfig, choice: str, tmp_path: Path) -> None:
     tokenizer = CharTokenizer.from_corpus(["abc"])
-    model = instantiate(config.model, vocab_size=tokenizer.vocab_size)
-    marks = {"run": "config.yaml", "openai": "hparams.json", "hf": "config.json"}
-    if choice in marks:
+    files = {"run": r"config\.yaml", "openai": r"hparams\.json", "hf": r"config\.json"}
+    with torch.device("meta"):
+        model = instantiate(config.model, vocab_size=tokenizer.vocab_size)
+    if choice in files:
         config.init.path = str(tmp_path)
-        with pytest.raises(UserError, match=rf"no {re.escape(marks[choice])}|{re.escape(marks[choice])}: no such file"):
+        with pytest.raises(UserError, match=files[choice]):
             instantiate(config.init, model, tokenizer)
     else:
+        model = instantiate(config.model, vocab_size=tokenizer.vocab_size)
         before = model.wte.weight.clone()
         instantiate(config.init, model, tokenizer)
         assert torch.equal(model.wte.weight, before)

@@ -19,6 +19,7 @@ from gpt2x.config.compose import compose, from_yaml
 from gpt2x.config.schema import TrainConfig
 from gpt2x.errors import UserError
 from gpt2x.interop import openai
+from gpt2x.interop.huggingface_export import write_huggingface
 from gpt2x.interop.pretrained import read
 from gpt2x.model.classifier import parts
 from gpt2x.tokenizer.bpe import BPETokenizer
@@ -54,6 +55,14 @@ def theirs(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("theirs") / "openai"
     openai.write(folder, gpt(vocab_size=TOKENIZER.vocab_size, **SHAPE), TOKENIZER)
     return folder
+
+
+@pytest.fixture(scope="module")
+def in_hf_form(theirs) -> Path:
+    """The same model in Hugging Face's form."""
+    loaded = load_run(theirs)
+    write_huggingface(theirs.with_name("hf"), loaded.model, loaded.tokenizer)
+    return theirs.with_name("hf")
 
 
 def run(folder: Path, *overrides: str) -> int:
@@ -112,6 +121,17 @@ def test_any_task_and_any_way_to_fine_tune_begin_with_the_folder_s_model(theirs,
     config = configuration(tmp_path / "run")
     assert asdict(config.model).items() >= SHAPE.items()
     assert (config.init.path, config.init.size) == (str(theirs), None)
+
+
+@pytest.mark.parametrize(("task", "finetune"), [("classifier", "last_block"), ("lm", "lora")])
+def test_so_does_a_model_in_hugging_face_s_form(theirs, in_hf_form, tmp_path, task, finetune):
+    """With the same numbers, to the bit."""
+    given = [*TASKS[task], f"finetune={finetune}", "model.context_length=100", "model.dropout=0"]
+    for folder, init in (("mine", begun(theirs)), ("run", ["init=hf", f"init.path={in_hf_form}"])):
+        assert run(tmp_path / folder, *given, *init) == 0
+    assert same(saved(tmp_path / "run"), saved(tmp_path / "mine"))
+    assert same(gpt_weights(tmp_path / "run"), gpt_weights(tmp_path / "mine"))
+    assert configuration(tmp_path / "run").init.path == str(in_hf_form)
 
 
 @pytest.mark.parametrize("finetune", ["full", "lora"])
