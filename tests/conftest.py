@@ -21,6 +21,12 @@ TEXT = (Path(__file__).parent.parent / "gpt2x" / "data" / "storybook.txt").read_
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    told = "folders 124M, ... of OpenAI's models, whose published outputs are compared"
+    parser.addoption("--real-weights", metavar="FOLDER", help=told)
+
+
 hypothesis_settings.register_profile("no deadline", deadline=None)  # other work may hold a core
 hypothesis_settings.load_profile("no deadline")
 
