@@ -54,7 +54,8 @@ def runs(tmp_path_factory) -> dict[str, Path]:
         folder = f"hydra.{'sweep' if name == 'SWEEP' else 'run'}.dir={where / name}"
         arguments = [*settings, "trainer.max_steps=2", folder, f"paths.outputs={where}"]
         assert commands.train([*SMALL["gpt2x-train"], *arguments]) == 0
-    return {name: where / name for name in RUNS}
+    assert commands.export([f"checkpoint={where / 'RUN'}", "format=openai", f"output={where / 'GPT2'}"]) == 0
+    return {name: where / name for name in [*RUNS, "GPT2"]}
 
 
 def test_the_readme_has_its_commands():
@@ -68,6 +69,10 @@ def test_a_command_of_the_readme(line, runs, tmp_path, monkeypatch, capsys, requ
     if any(name in line for name in ("shakespeare", "verdict")):
         request.getfixturevalue("mirror")
     monkeypatch.chdir(tmp_path)
+    if "init.size=124M" in line:  # which is half a gigabyte, from the network: what would be run is looked at
+        assert commands.train([*shlex.split(line, comments=True)[1:], "--cfg", "job"]) == 0
+        assert "n_embd: 768" in capsys.readouterr().out
+        return
     if "joblib" in line:  # workers that an earlier test left behind would go on in its folder
         get_reusable_executor().shutdown(wait=True)
     (tmp_path / "notes.txt").write_text("These are my own notes. They are about nothing much.\n" * 100)
@@ -86,7 +91,7 @@ def test_a_command_of_the_readme(line, runs, tmp_path, monkeypatch, capsys, requ
         arguments.append("html=page.html")
     elif command == "gpt2x-train" and not any(a.startswith("resume=") for a in arguments):
         small = SMALL[command] + ["data.val_fraction=0.01"] * ("task=" not in line)
-        if "init=run" in arguments:  # the shape is the run's
+        if "init=run" in arguments or "init=openai" in arguments:  # the shape is the other model's
             small = [setting for setting in small if not setting.startswith("model.")]
         arguments += small
         if "--help" not in arguments:
@@ -97,6 +102,9 @@ def test_a_command_of_the_readme(line, runs, tmp_path, monkeypatch, capsys, requ
             arguments += [*steps, *searched, "trainer.max_steps=2"]
     elif command == "gpt2x-train":
         arguments = [a.replace("trainer.max_steps=1000", "trainer.max_steps=4") for a in arguments]
+    elif "suite=load" in arguments:
+        arguments += ["model.n_layer=1", "model.n_head=2", "model.n_embd=32", "suite.contestants=[hf-safetensors]"]
+        arguments += ["suite.rounds=1", "device.threads=1"]
     else:
         arguments += SMALL[command]
         if "evaluation=samples" in arguments:
@@ -129,6 +137,8 @@ def test_a_command_of_the_readme(line, runs, tmp_path, monkeypatch, capsys, requ
         assert re.search(r"^perplexity +[\d.]+$", output, flags=re.MULTILINE)
     elif "--help" in arguments:
         assert "Examples:" in output
+    elif "suite=load" in arguments:
+        assert "| hf-safetensors |" in output
     elif command == "gpt2x-benchmark":
         assert "| gpt2x-eager | 1 |" in output
     elif "--cfg" in arguments:
