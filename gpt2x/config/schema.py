@@ -193,6 +193,9 @@ class TrainConfig:
             if mine != value:
                 remedy = f"leave out model= and model.{name}=, or give {show(value)}: init={kind} brings a shape of its own"
                 raise ConfigError(f"model.{name}", mine, f"the model that it begins with has {show(value)}", remedy)
+        if self.model.tied_head and not theirs.tied_head and self.task.data_kind != "table":
+            problem = "the model that it begins with has a head of its own, which would be left behind"
+            raise ConfigError("model.tied_head", True, problem, "leave it out")
         mine, known = self.model.context_length, theirs.context_length
         if mine > known and self.init.positions is None:
             problem = f"the model that it begins with has {known:,} positions"

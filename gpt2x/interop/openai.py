@@ -10,13 +10,15 @@ checkpoint                       tells TensorFlow what is there
 from __future__ import annotations
 
 import json
+import math
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpt2x.files import write_atomic
-from gpt2x.interop.pretrained import Description, Pretrained, PretrainedError
+from gpt2x.files import shown, write_atomic
+from gpt2x.interop.pretrained import Description, Pretrained, PretrainedError, parameter_shapes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -78,7 +80,6 @@ def describe(path: str | Path) -> Description:
 
 def read(path: str | Path) -> Pretrained:
     """The model in folder `path`, mapped into memory. Raises PretrainedError."""
-    from gpt2x.interop.pretrained import parameter_shapes
     from gpt2x.interop.tensorflow import Bundle
     from gpt2x.interop.vocabulary import read_vocabulary
     from gpt2x.tokenizer.gpt2 import GPT2Tokenizer
@@ -146,12 +147,15 @@ def fetch(size: str, *, cache: str | Path, mirror: str | Path | None) -> Path:
     from gpt2x.data.fetch import fetch as fetch_file
 
     mirrored = None if mirror is None else Path(mirror) / "gpt2" / size
+    kept = Path(cache) / "openai" / size
+    if not any(folder is not None and (folder / DATA).is_file() for folder in (mirrored, kept)):
+        n_bytes = 4 * sum(math.prod(shape) for shape in parameter_shapes(described(size)).values())
+        print(f"fetching OpenAI's {size}, {n_bytes / 1e6:,.0f} MB, into {shown(kept)}", file=sys.stderr)
 
     def fetched(file: str, mirror: Path | None) -> Path:
         n_bytes, sha256 = _PUBLISHED.get((size, file), (None, None))
         urls = [source.format(size=size, file=file) for source in _SOURCES]
-        folder = Path(cache) / "openai" / size
-        return fetch_file(*urls, file=file, sha256=sha256, n_bytes=n_bytes, cache=folder, mirror=mirror, pinned_by=None)
+        return fetch_file(*urls, file=file, sha256=sha256, n_bytes=n_bytes, cache=kept, mirror=mirror, pinned_by=None)
 
     folders = {fetched(file, mirrored).parent for file in _FETCHED}
     if len(folders) > 1:  # not all of the mirror's are there, or what they should be: then none of them is used

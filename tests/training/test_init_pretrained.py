@@ -270,6 +270,16 @@ def test_what_does_not_fit_is_refused_by_name(theirs, tmp_path, capsys, override
     assert "Traceback" not in error
 
 
+def test_a_head_of_its_own_is_not_left_behind_without_a_word(tmp_path, capsys):
+    write_huggingface(tmp_path / "untied", gpt(vocab_size=TOKENIZER.vocab_size, tied_head=False, **SHAPE), TOKENIZER)
+    init = ["init=hf", f"init.path={tmp_path / 'untied'}"]
+    assert run(tmp_path / "run", *init, "model.tied_head=true") == 2
+    assert "model.tied_head=true: the model that it begins with has a head of its own" in capsys.readouterr().err
+    assert run(tmp_path / "run", *TASKS["lm"], *init, "finetune=head") == 0
+    mine, first = gpt_weights(tmp_path / "run"), read(tmp_path / "untied").tensors
+    assert {name for name in mine if not torch.equal(mine[name], first[name])} == {"lm_head.weight"}
+
+
 def test_torn_weights_are_refused_by_name_and_a_torn_shape_before_anything(theirs, tmp_path, capsys):
     torn = shutil.copytree(theirs, tmp_path / "torn")
     with open(torn / openai.DATA, "rb+") as file:
@@ -303,6 +313,7 @@ def published(tmp_path, monkeypatch):
 def test_a_size_is_fetched_and_where_it_lies_is_noted(published, tmp_path, capsys):
     given = [*TASKS["lm"], "finetune=lora", "init=openai", "init.size=124M", f"paths.cache={tmp_path / 'cache'}"]
     assert run(tmp_path / "run", *given, f"paths.mirror={tmp_path}", "device.threads=1") == 0
+    assert f"fetching OpenAI's 124M, 2 MB, into {tmp_path / 'cache' / 'openai' / '124M'}\n" in capsys.readouterr().err
     config = configuration(tmp_path / "run")
     assert (config.init.size, config.init.path) == ("124M", str(tmp_path / "cache" / "openai" / "124M"))
     assert len(published.requests) == 3
