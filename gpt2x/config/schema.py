@@ -226,10 +226,7 @@ class TrainConfig:
 class CheckpointConfig:
     """What every command needs that loads a trained model."""
 
-    checkpoint: str = option(
-        help="a run's folder, or that of a model of OpenAI's (hparams.json, ...) or Hugging Face's (config.json, ...)",
-        verbatim=True,
-    )
+    checkpoint: str = option(help="the folder of a run, or of a model of OpenAI's or Hugging Face's", verbatim=True)
     which: str = option("best", "which of the run's checkpoints: best, last, or a step's number")
 
     def check(self) -> None:
