@@ -160,34 +160,37 @@ def _cut(records: list[Record], order: list[str], val_fraction: float, test_frac
 
 def _read(path: Path, fields: _Fields, drop_empty: bool) -> list[Record]:
     """All records of one file, or UserError with the place of the first that cannot be used."""
-    unit, objects = _objects(path)
-    if not objects:
+    unit, found = objects(path)
+    if not found:
         raise UserError(f"{shown(path)}: the list holds no record")
     others = [name for name in (fields.instruction if fields.constant is None else None, fields.output) if name is not None]
-    first = objects[0][1]
+    first = found[0][1]
     alike = isinstance(first, dict) and all(name in first for name in others)  # else that is what is wrong
-    if alike and fields.input is not None and not any(isinstance(o, dict) and fields.input in o for _, o in objects):
+    if alike and fields.input is not None and not any(isinstance(o, dict) and fields.input in o for _, o in found):
         raise UserError(
             f"{shown(path)}: no record has the field {fields.input!r} (data.input_field)\n"
-            f"  {_having(objects[0][1])}Use data.input_field=null where there are no inputs."
+            f"  {_having(first)}Use data.input_field=null where there are no inputs."
         )
     records = []
-    for line, found in objects:
+    for line, value in found:
         try:
-            records.append(_record(found, fields, line))
+            records.append(_record(value, fields, line))
         except _EmptyError as error:
             if not drop_empty:
                 remedy = "data.drop_empty=true leaves out records without an instruction or an output."
                 raise UserError(f"{shown(path)}: {unit} {line:,}: {error}\n  {remedy}") from None
         except ValueError as error:
             raise UserError(f"{shown(path)}: {unit} {line:,}: {error}") from None
-    if empty := len(objects) - len(records):
-        log.info("records  %s of %s in %s lack an instruction or an output: left out", f"{empty:,}", len(objects), path.name)
+    if empty := len(found) - len(records):
+        log.info("records  %s of %s in %s lack an instruction or an output: left out", f"{empty:,}", len(found), path.name)
     return records
 
 
-def _objects(path: Path) -> tuple[str, list[tuple[int, Any]]]:
-    """Each value of a JSON list, or of JSON lines, with its number; and what is numbered: "record" or "line"."""
+def objects(path: Path) -> tuple[str, list[tuple[int, Any]]]:
+    """Each value of a JSON list, or of JSON lines, with its number (from 1); and what is numbered: "record" or "line".
+
+    Raises UserError with the place where the file cannot be read.
+    """
     try:
         raw = path.read_bytes()
     except OSError as error:
