@@ -92,7 +92,7 @@ def pair(items: Sequence[Item], baseline: Sequence[Item]) -> tuple[list[tuple[It
     if not all("id" in item for item in (*items, *baseline)):
         if len(items) != len(baseline):
             raise UserError(
-                f"{len(items):,} scores and {len(baseline):,} cannot be paired: without ids nobody knows which answer lacks one\n"
+                f"{len(items):,} and {len(baseline):,} scores cannot be paired: without ids nobody knows which one is missing\n"
                 "  Judge the answers again, which leaves a line of each, or look at the two means alone."
             )
         return list(zip(items, baseline)), {"items": [], "baseline": []}

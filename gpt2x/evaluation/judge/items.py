@@ -20,7 +20,6 @@ from gpt2x.files import shown
 
 Item = dict[str, Any]
 
-ON_FAILURE = ("exclude", "lowest", "raise")  # what becomes of answers that could not be judged
 _LISTED = 10  # ids that a message names
 
 

@@ -206,9 +206,11 @@ def _pairwise_notes(summary: dict[str, Any]) -> list[str]:
         what = f"{better} is better" if better else "No difference is shown between a and b"
         lines.append(f"{what} (sign test of wins and losses, {p_value(summary['sign_test'])}).")
     if controlled["error"] is not None:
-        leaning = "longer" if controlled["length"] > 0 else "shorter"
-        error = f"{controlled['error']:.3f}"
-        lines.append(f"The win rate at equal length has a standard error of {error}; {leaning} answers win more.")
+        low, high = (controlled["length"][end] for end in ("low", "high"))
+        leaning = (
+            "longer answers win more" if low > 0 else "shorter answers win more" if high < 0 else "no effect of it is shown"
+        )
+        lines.append(f"Length: {leaning}. The win rate at equal length has a standard error of {controlled['error']:.3f}.")
     twice = summary["first_twice"], summary["second_twice"]
     if any(twice):
         place = "first" if twice[0] > twice[1] else "second"

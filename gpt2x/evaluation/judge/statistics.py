@@ -125,9 +125,7 @@ def preference(verdicts: Iterable[str | None], failed_as: float | None = None) -
     return np.array([{"a": 1.0, "tie": 0.5, "b": 0.0, None: failed}[verdict] for verdict in verdicts])
 
 
-def length_controlled(
-    preferences_N: np.ndarray, a_N: np.ndarray, b_N: np.ndarray, *, penalty: float = 1e-2
-) -> dict[str, float | None]:
+def length_controlled(preferences_N: np.ndarray, a_N: np.ndarray, b_N: np.ndarray, *, penalty: float = 1e-2) -> dict[str, Any]:
     """The win rate of a if its answers were as long as those of b: {"value", "low", "high", "error", "length"}.
 
     Judges like long answers. A logistic regression of the preferences (0 to 1) on tanh(d / s) tells the two apart, where d are
@@ -138,12 +136,12 @@ def length_controlled(
 
     error    standard error, from the sandwich covariance of the weights: preferences of 0.5 vary less than coins do. The
              interval is the one of the log-odds, so that it stays within 0 and 1
-    length   the weight: above 0 where the judge prefers the longer answer
+    length   the weight, {"value", "low", "high"}: above 0 where longer answers win more
     All but "value" is None where a wins all or none, which no finite weights predict; all where there is no preference.
     """
     y = np.asarray(preferences_N, dtype=float)
     if len(y) == 0 or np.isin(y.mean(), (0.0, 1.0)):
-        return measured(y.mean() if len(y) else None) | {"error": None, "length": None}
+        return measured(y.mean() if len(y) else None) | {"error": None, "length": measured(None)}
     d = np.asarray(a_N, dtype=float) - np.asarray(b_N, dtype=float)
     x_N2 = np.column_stack([np.ones(len(d)), np.tanh(d / (d.std() or 1.0))])
     ridge = np.array([0.0, penalty])
@@ -170,9 +168,10 @@ def length_controlled(
     p = probabilities(w)
     inverse = np.linalg.inv(curvature(p))
     noise = x_N2 * (y - p)[:, None]
-    deviation = float(np.sqrt((inverse @ (noise.T @ noise) @ inverse)[0, 0]))
-    value, low, high = (float(1 / (1 + np.exp(-w[0] - z * deviation))) for z in (0.0, -_Z, _Z))
-    return measured(value, low, high) | {"error": value * (1 - value) * deviation, "length": float(w[1])}
+    deviations = np.sqrt((inverse @ (noise.T @ noise) @ inverse).diagonal())
+    low, value, high = (1 / (1 + np.exp(-w[0] - z * deviations[0])) for z in (-_Z, 0.0, _Z))
+    length = measured(w[1], *(float(w[1] + z * deviations[1]) for z in (-_Z, _Z)))
+    return measured(value, float(low), float(high)) | {"error": float(value * (1 - value) * deviations[0]), "length": length}
 
 
 def spearman(a_N: np.ndarray, b_N: np.ndarray, *, bootstrap: int = 1000, seed: int = 1) -> dict[str, float | None]:
