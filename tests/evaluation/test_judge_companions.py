@@ -59,6 +59,8 @@ def test_what_is_not_known_is_not_measured():
     assert got["end_of_text"]["value"] is got["reference_perplexity"]["value"] is got["repeated"]["value"] is None
     assert (got["exact_match"]["value"], got["rouge_l"]["value"], got["length_ratio"]["value"]) == (1, 1, 1)
     assert got["words"]["value"] == 1.5
+    empty = figures(["", "sun"], ["", "moon"])  # nothing was asked for, so that nothing is no match
+    assert (empty["exact_match"]["value"], empty["rouge_l"]["value"]) == (0, 0)
     bare = figures(["red"], [""])
     assert bare["exact_match"]["value"] is bare["rouge_l"]["value"] is bare["length_ratio"]["value"] is None
 
