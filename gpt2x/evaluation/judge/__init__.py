@@ -1,0 +1,1 @@
+"""A judge: another language model that reads a model's answers and says how good they are."""
