@@ -17,8 +17,7 @@ import numpy as np
 
 from gpt2x.errors import UserError
 from gpt2x.evaluation.answering import Answerer, answered
-from gpt2x.evaluation.intervals import bootstrap as resampled
-from gpt2x.evaluation.intervals import interval
+from gpt2x.evaluation.intervals import ratio
 from gpt2x.evaluation.output import score, table, writing
 from gpt2x.files import write_atomic
 from gpt2x.generation.config import SamplingConfig
@@ -106,6 +105,14 @@ def rouge(answers: Sequence[str], references: Sequence[Sequence[str]]) -> dict[s
     return {name: np.array([row[name].fmeasure for row in scores]) for name in MEASURES}
 
 
+def foreign(references: Sequence[Sequence[str]]) -> int:
+    """How many examples have no reference with a letter from a to z or a digit; they are warned of."""
+    count = sum(not any(re.search("[a-z0-9]", text.lower()) for text in texts) for texts in references)
+    if count:
+        log.warning("%d of %d examples have no reference in the letters a to z: ROUGE is 0 for them", count, len(references))
+    return count
+
+
 def report(
     answers: Sequence[str],
     references: Sequence[Sequence[str]],
@@ -134,9 +141,6 @@ def report(
     systems = {"model": list(answers)}
     if all(map(sentences, sources)):
         systems |= {f"lead-{n}": [lead(source, n) for source in sources] for n in (1, 3)}
-    foreign = sum(not any(re.search("[a-z0-9]", text.lower()) for text in texts) for texts in references)
-    if foreign:
-        log.warning("%d of %d examples have no reference in the letters a to z: ROUGE is 0 for them", foreign, len(answers))
     words, reference_words = _mean_words(answers), _mean_words([text for texts in references for text in texts])
     return {
         "examples": len(answers),
@@ -145,7 +149,7 @@ def report(
         "length_ratio": words / reference_words if reference_words else None,
         "empty": sum(not answer.split() for answer in answers) / len(answers),
         "cut_short": sum(finish in _CUT_SHORT for finish in finishes) / len(answers),
-        "foreign": foreign,
+        "foreign": foreign(references),
         "bootstrap": bootstrap,
     }
 
@@ -193,18 +197,10 @@ def lead(source: str | Sequence[str], n: int) -> str:
 
 
 def _measured(answers: Sequence[str], references: Sequence[Sequence[str]], bootstrap: int, seed: int) -> dict[str, Any]:
+    ones = np.ones(len(answers))
     scores = rouge(answers, references)
-    values_NM = np.column_stack(list(scores.values()))
-    measured: dict[str, Any] = {}
-    draws = np.empty((0, len(scores)))
-    if bootstrap:
-        one = np.zeros(len(answers), dtype=int)  # all examples are of one kind
-        draws = resampled(lambda counts_BN: counts_BN @ values_NM / len(answers), one, samples=bootstrap, seed=seed)
-    for i, (name, values) in enumerate(scores.items()):
-        mean = float(values.mean())
-        low, high = interval(mean, draws[:, i])
-        measured[name] = {"value": mean, "low": low, "high": high}
-    return measured | {"words": _mean_words(answers)}
+    means = {name: ratio(values, ones, samples=bootstrap, seed=seed) for name, values in scores.items()}
+    return means | {"words": _mean_words(answers)}
 
 
 def _mean_words(texts: Sequence[str]) -> float:

@@ -1,1 +1,1 @@
-"""A judge: another language model that reads a model's answers and says how good they are."""
+"""Answers judged by another language model: verdicts, what they show, and what stands beside them."""
