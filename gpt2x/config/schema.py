@@ -442,7 +442,9 @@ class EvaluateConfig(TrainedModelConfig):
         None, "of evaluation=judge: another run's folder, or a file of answers, to compare with", verbatim=True
     )
     split: str | None = option(
-        None, "which part of the data to evaluate on; null: val, or of evaluation=judge test", choices=(None, *SPLITS)
+        None,
+        "which part of the data to evaluate on; null: val, or with evaluation=judge test, where there is one",
+        choices=(None, *SPLITS),
     )
     output: str | None = option(None, "a JSON file to write the result to; null: it is only printed", verbatim=True)
     table: str | None = option(

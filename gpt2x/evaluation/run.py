@@ -51,14 +51,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         with writing("table", config.table):
             read_rows(config.table, "checkpoint")  # what is wrong with it is told before the work, not after
     found = measure(config)
-    if not found.compact:
-        rows = _flat(found.about if found.text else found.about | found.numbers)
-        width = max(len(name) for name, _ in rows)
-        for name, value in rows:
-            print(f"{name:<{width}}  {_shown(value)}")
-        print("\n" * bool(found.text), end="")
-    if found.text:
-        print(found.text)
+    print(found)
     result = found.about | found.numbers | {"versions": versions()}
     if config.output is not None:
         with writing("output", config.output):
@@ -73,12 +66,20 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
 @dataclass(frozen=True)
 class Measured:
     """What an evaluation found: what was measured, the numbers, a table of them as text where there is one, and whether that
-    says everything."""
+    says everything. As a text it is what is printed."""
 
     about: dict[str, Any]
     numbers: dict[str, Any]
     text: str | None
     compact: bool
+
+    def __str__(self) -> str:
+        if self.compact:
+            return self.text or ""
+        rows = _flat(self.about if self.text else self.about | self.numbers)
+        width = max(len(name) for name, _ in rows)
+        lines = [f"{name:<{width}}  {_shown(value)}" for name, value in rows]
+        return "\n".join([*lines, *(["", self.text] if self.text else [])])
 
 
 def measure(config: EvaluateConfig) -> Measured:
@@ -237,7 +238,8 @@ def _judge(path: str, device: Device) -> tuple[GPT, Tokenizer]:
 def _corpus(config: EvaluateConfig, run: LoadedRun) -> tuple[Any, str]:
     """The data to evaluate on, and the split that is meant, which has something in it."""
     corpus = instantiate(config.data or run.config.data, cache=config.paths.cache, mirror=config.paths.mirror)
-    split = config.split or ("test" if isinstance(config.evaluation, JudgementConfig) else "val")
+    judged = isinstance(config.evaluation, JudgementConfig) and corpus.splits["test"]
+    split = config.split or ("test" if judged else "val")
     if not corpus.splits[split]:
         others = " or ".join(f"split={split}" for split in SPLITS if corpus.splits[split])
         remedy = f"use {others}, or cut the data another way, such as data=... data.{split}_fraction=0.1"

@@ -38,13 +38,13 @@ class JudgementConfig:
     )
     on_failure: str = option(
         "exclude",
-        "what an answer counts without a verdict: nothing, the lowest score (of a pair: lost), or it is an error; it is always told",
+        "an answer without a verdict is left out, has the lowest score (of a pair: is lost), or is an error; it is told anyhow",
         choices=("exclude", "lowest", "raise"),
     )
     bootstrap: int = option(1000, "times that the answers are drawn anew for the intervals; 0: no intervals", minimum=0)
     folder: str | None = option(
         None,
-        "folder for the answers (answers.jsonl), what was said of each (judged.jsonl) and a plot (judged.png); null: a new one "
+        "folder for the answers (answers.jsonl), what was said of each (items.jsonl) and a plot (judged.png); null: a new one "
         "in paths.outputs/judged",
         verbatim=True,
     )
@@ -60,7 +60,9 @@ class AskingConfig:
 
     timeout: float = option(120.0, "seconds to wait for one reply, the loading of the judge's model included", above=0)
     retries: int = option(
-        3, "times that a request is sent again, after growing waits, when the server fails or the reply is no verdict", minimum=0
+        3,
+        "times that a request is sent again, after growing waits, when the server fails or the reply is no verdict",
+        minimum=0,
     )
     concurrency: int = option(2, "requests under way at the same time", minimum=1, maximum=256)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,13 +20,8 @@ from gpt2x.generation.config import SamplingConfig
 
 log = logging.getLogger(__name__)
 
-ANSWERS, AGAINST, JUDGED, JUDGED_AGAINST, PLOT = (
-    "answers.jsonl",
-    "against.jsonl",
-    "judged.jsonl",
-    "judged_against.jsonl",
-    "judged.png",
-)
+PLOT = "judged.png"
+ITEMS = {"answers": "items.jsonl", "against": "items_against.jsonl"}
 
 
 @dataclass(frozen=True)
@@ -76,12 +70,10 @@ class Judgement:
         made = answered(prompts, model.answer, self.sampling, batch_size=self.batch_size, seed=self.seed)
         losses = model.losses(prompts, [question.reference for question in asked])
         answers = [
-            dataclasses.replace(
-                question, answer=text, finish=finish, reference_nats=loss and loss[0], reference_tokens=loss and loss[1], given=None
-            )
-            for question, (text, finish), loss in zip(asked, made, losses, strict=True)
+            Answer(q.id, q.instruction, q.input, q.reference, text, finish, *(loss or (None, None)))
+            for q, (text, finish), loss in zip(asked, made, losses, strict=True)
         ]
-        self._write({"answers": ANSWERS, "against": AGAINST}[setting], to_lines(answers))
+        self._write(f"{setting}.jsonl", to_lines(answers))
         return answers
 
     def evaluate(self, answers: Sequence[Answer], against: Sequence[Answer] | None = None) -> dict[str, Any]:
@@ -97,16 +89,16 @@ class Judgement:
         about = {"evaluation": "judge", "mode": mode, "folder": shown(self.folder)}
         if mode == "pairwise":
             items = self._pairs(answers, others)
-            self._write(JUDGED, json_lines(items))
+            self._write(ITEMS["answers"], json_lines(items))
             report.plot(items, self.folder / PLOT, title=self.judge.name)
             return about | report.summarise(items, **settings)
         settings["scale"] = self.judge.asking.ends
         items, *rest = self._scored([answers] if others is None else [answers, others])
-        self._write(JUDGED, json_lines(items))
+        self._write(ITEMS["answers"], json_lines(items))
         report.plot(items, self.folder / PLOT, scale=settings["scale"], title=self.judge.name)
         numbers = about | report.summarise(items, **settings)
         if rest:
-            self._write(JUDGED_AGAINST, json_lines(rest[0]))
+            self._write(ITEMS["against"], json_lines(rest[0]))
             numbers["against"] = report.summarise(rest[0], **settings)
             numbers["comparison"] = comparison.compare(items, rest[0], **settings)
         return numbers
@@ -126,7 +118,7 @@ class Judgement:
         items = []
         for (id, answer), outcome in zip(flat, outcomes, strict=True):
             verdict = outcome.verdict or {"score": None, "reason": None}
-            known = {"reference_nats": answer.reference_nats, "reference_tokens": answer.reference_tokens, "given": answer.given}
+            known = {name: getattr(answer, name) for name in ("reference_nats", "reference_tokens", "given")}
             items.append(
                 {"id": id, "prompt": asking.prompt(answer)}
                 | {name: getattr(answer, name) for name in ("instruction", "input", "reference", "answer", "finish")}

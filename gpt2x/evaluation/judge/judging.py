@@ -93,7 +93,7 @@ class Judge:
         return f"{self.kind}/{self.server.model}"
 
     def check(self, trial: Question) -> None:
-        """Ask one question, of which any verdict will do. Raises UserError where there is no server, no model, or no verdict."""
+        """Ask a question of which any verdict will do. Raises UserError where there is no server, no model or no verdict."""
         self.version = self.server.version()
         outcome = self._ask(trial, threading.Event())
         if outcome.verdict is None:
@@ -225,7 +225,8 @@ def ollama(
     """The judge of OllamaConfig."""
     options = {"num_ctx": num_ctx, "num_predict": max_tokens}
     server = Ollama(model, url, timeout, options, keep_alive=keep_alive, truncate=False)
-    return Judge(server, Rubric(scale=scale, rubric=rubric, reference=reference), kind="ollama", cache=cache, **asking)
+    asked = Rubric(scale=scale, rubric=rubric, reference=reference)
+    return Judge(server, asked, kind="ollama", cache=cache, **asking)
 
 
 def openai_compatible(
@@ -245,7 +246,8 @@ def openai_compatible(
     """The judge of OpenAICompatibleConfig."""
     key = None if api_key_env is None else os.environ.get(api_key_env)
     server = OpenAICompatible(model, url, timeout, max_tokens, body, key)
-    return Judge(server, Rubric(scale=scale, rubric=rubric, reference=reference), kind="openai_compatible", cache=cache, **asking)
+    asked = Rubric(scale=scale, rubric=rubric, reference=reference)
+    return Judge(server, asked, kind="openai_compatible", cache=cache, **asking)
 
 
 def book(*, model: str, url: str | None, timeout: float, retries: int, concurrency: int, cache: Path) -> Judge:

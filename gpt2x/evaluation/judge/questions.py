@@ -194,7 +194,7 @@ def _read_object(text: str, name: str) -> dict[str, Any]:
         raise Unusable(f"the reply is no object with reason and {name}: {_cut(text)}")
     if not isinstance(reply["reason"], str):
         raise Unusable("the reason is no text")
-    return reply
+    return reply | {"reason": whole(reply["reason"])}
 
 
 def _read_number(text: str) -> Verdict:
@@ -205,6 +205,11 @@ def _read_number(text: str) -> Verdict:
     if not 0 <= score <= 100:  # which the book would count
         raise Unusable(f"the score is {_cut(str(score))}, not from 0 to 100")
     return {"score": score, "reason": None}
+
+
+def whole(text: str) -> str:
+    """`text` with its half characters, which JSON can name and no file can hold, replaced."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _cut(text: str) -> str:

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from gpt2x.errors import UserError
-from gpt2x.evaluation.judge.questions import Unusable
+from gpt2x.evaluation.judge.questions import Unusable, whole
 
 _CHUNK = 1 << 16
 LONGEST_WAIT = 120.0
@@ -82,7 +82,7 @@ class Ollama:
             raise Transient("the reply was cut off")
         if last.get("done_reason") == "length":
             raise Unusable("the reply did not come to its end: it needs more judge.max_tokens, or a larger judge.num_ctx")
-        return _whole("".join(pieces))
+        return whole("".join(pieces))
 
 
 class OpenAICompatible:
@@ -131,7 +131,7 @@ class OpenAICompatible:
             raise Transient(f"the server's answer is none of a chat: {plain(reply)}")
         if choices[0].get("finish_reason") == "length":
             raise Unusable("the reply did not come to its end: it needs more judge.max_tokens, or a longer context")
-        return _whole(_text(choices[0].get("message"), "content"))
+        return whole(_text(choices[0].get("message"), "content"))
 
 
 def ollama_address(host: str) -> str:
@@ -265,8 +265,3 @@ def _text(message: Any, name: str) -> str:
     if text is not None and not isinstance(text, str):
         raise Transient(f"the server's answer holds no text but {plain(text)}")
     return text or ""
-
-
-def _whole(text: str) -> str:
-    """Without half characters, which no file could hold."""
-    return text.encode("utf-8", "replace").decode("utf-8")
