@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase as fnmatch
 from typing import Any
 
@@ -18,6 +18,7 @@ from gpt2x.config.option import ConfigError, option
 from gpt2x.data.config import SPLITS, InstructionsConfig, TableConfig, TextConfig
 from gpt2x.device import DeviceConfig
 from gpt2x.evaluation.config import ClassificationConfig, PerplexityConfig, RougeConfig, SamplesConfig
+from gpt2x.evaluation.judge.config import BookConfig, JudgementConfig, OllamaConfig, OpenAICompatibleConfig
 from gpt2x.generation.config import GenerationConfig, SamplingConfig, WeightsConfig
 from gpt2x.model.config import GPTConfig
 from gpt2x.sweep.config import GridConfig, OptunaConfig, PairedConfig
@@ -43,8 +44,8 @@ from gpt2x.training.config import (
 
 # What in a TrainConfig is beside what a run computes, as patterns of dotted names. What a resumed run may change is another
 # question, with a list of its own (resume.py): changing the patience keeps a run what it is, and does change what comes of it.
-BESIDE = ("name", "resume", "seeds", "sweep.*", "paths.*", "logger.*")
-"""What a run is called, where its files lie, who is told, and what it is one of."""
+BESIDE = ("name", "resume", "seeds", "sweep.*", "paths.*", "logger.*", "evaluation.*", "judge.*")
+"""What a run is called, where its files lie, who is told, what it is one of, and how it is measured when it has ended."""
 REPEATED = (*BESIDE, "seed", "device.threads")
 """The same, and what makes a run one more of the same experiment: its luck, and the order of sums."""
 OBSERVED = (
@@ -73,13 +74,17 @@ GROUPS: dict[str, tuple[type, ...]] = {
     "device": (DeviceConfig,),
     "logger": (WandbConfig, NoLoggerConfig),
     "sampling": (SamplingConfig,),
-    "evaluation": (PerplexityConfig, ClassificationConfig, RougeConfig, SamplesConfig),
+    "evaluation": (PerplexityConfig, ClassificationConfig, RougeConfig, SamplesConfig, JudgementConfig),
+    "judge": (OllamaConfig, OpenAICompatibleConfig, BookConfig),
     "sweep": (GridConfig, PairedConfig, OptunaConfig),
     "suite": (GenerateSuiteConfig, FinetuneSuiteConfig, JobSuiteConfig),
 }
 
 
 KINDS = {"text": "text to continue", "table": "a table of texts and labels", "instructions": "instructions and answers"}
+
+
+MODELS = {"text": "a language model", "table": "a classifier", "instructions": "a model tuned to instructions"}
 
 
 def _such_as(kind: str) -> str:
@@ -129,12 +134,16 @@ class TrainConfig:
     logger: Any = None
     sampling: Any = None
     sweep: Any = field(default_factory=GridConfig)
+    evaluation: Any | None = None  # when the run has ended; null: none
+    judge: Any | None = None  # of evaluation=judge
 
     def check(self) -> None:
         """The rules between groups."""
         if not re.fullmatch(r"\w[\w .+-]{0,99}", self.name):
             raise ConfigError("name", self.name, "must be fit for a folder: letters, digits and any of _ . + -, at most 100")
         self._check_task()
+        if self.evaluation is not None or self.judge is not None:
+            self._check_evaluation()
         if self.sampling.top_logprobs is not None:
             problem = "is for gpt2x-generate: a run's samples are text alone"
             raise ConfigError("sampling.top_logprobs", self.sampling.top_logprobs, problem, "leave it out")
@@ -161,6 +170,31 @@ class TrainConfig:
             problem = "not the folder of a run (it has no config.yaml)"
             remedy = "runs lie under outputs/runs" if self.resume is None else "give it where it is now: init.path=..."
             raise ConfigError("init.path", self.init.path, problem, remedy)
+        if self.judge is not None:
+            from gpt2x.config.instantiate import instantiate  # which needs this module
+
+            instantiate(self.judge, cache="").server.version()  # whether it is there, before hours of training, not after
+
+    def final_evaluation(self, run_dir: str) -> EvaluateConfig:
+        """What gpt2x-evaluate is asked for when the run in this folder has ended."""
+        paths, device = replace(self.paths), replace(self.device, compile=False)
+        settings = {"checkpoint": run_dir, "evaluation": self.evaluation, "judge": self.judge, "device": device, "paths": paths}
+        if isinstance(self.evaluation, JudgementConfig):
+            folder = self.evaluation.folder or os.path.join(run_dir, "judged")
+            settings["evaluation"] = replace(self.evaluation, folder=folder)
+        if isinstance(self.evaluation, SamplesConfig):
+            settings["sampling"] = self.sampling
+        return EvaluateConfig(**settings)
+
+    def _check_evaluation(self) -> None:
+        """What cannot be measured is told before the training."""
+        if self.evaluation is None:
+            raise ConfigError("judge", self.judge.choice, "is for evaluation=judge", "add evaluation=judge")
+        kind, wanted = self.task.data_kind, self.evaluation.data_kind
+        if kind != wanted:
+            problem = f"this measures {MODELS[wanted]}, and the run trains {MODELS[kind]}"
+            raise ConfigError("evaluation", self.evaluation.choice, problem)
+        self.final_evaluation("").check()
 
     def _check_task(self) -> None:
         kind, wanted = self.data.kind, self.task.data_kind
@@ -397,18 +431,37 @@ class GenerateConfig(TrainedModelConfig):
 class EvaluateConfig(TrainedModelConfig):
     """gpt2x-evaluate: measure how good a trained model is."""
 
-    split: str = option("val", "which part of the text to evaluate on", choices=SPLITS)
+    checkpoint: str | None = option(None, "a run's folder; null: it is answers= that are judged", verbatim=True)
+    answers: str | None = option(
+        None,
+        "of evaluation=judge, instead of a checkpoint: a JSON list of objects, or JSON lines, with instruction, input, output "
+        "and the answer",
+        verbatim=True,
+    )
+    against: str | None = option(
+        None, "of evaluation=judge: another run's folder, or a file of answers, to compare with", verbatim=True
+    )
+    split: str | None = option(
+        None,
+        "which part of the data to evaluate on; null: val, or with evaluation=judge test, where there is one",
+        choices=(None, *SPLITS),
+    )
     output: str | None = option(None, "a JSON file to write the result to; null: it is only printed", verbatim=True)
     table: str | None = option(
         None, "a CSV file that gets one row more, so that all runs of -m end in one table; null: none", verbatim=True
     )
     paths: PathsConfig = field(default_factory=PathsConfig)
     evaluation: Any = None
+    judge: Any | None = None  # of evaluation=judge, which chooses one
     data: Any | None = None  # null: the run's own
     sampling: Any = field(default_factory=SamplingConfig)  # of evaluation=samples, and of no other
 
     def check(self) -> None:
         super().check()
+        if isinstance(self.evaluation, JudgementConfig):
+            self._check_judge()
+        else:
+            self._refuse_judge()
         if isinstance(self.evaluation, SamplesConfig):
             self._check_samples()
         else:
@@ -422,6 +475,54 @@ class EvaluateConfig(TrainedModelConfig):
                 "everything is computed in fp32 already, so there is nothing to compare",
                 "use it with generation.weights=int8, generation.weights=bf16 or device.precision=bf16",
             )
+
+    def check_available(self) -> None:
+        if self.checkpoint is not None:
+            super().check_available()
+        for name in ("answers", "against"):
+            path = getattr(self, name)
+            if path is None or os.path.isfile(os.path.expanduser(path)):
+                continue
+            if name == "answers" or not os.path.isfile(os.path.join(path, "config.yaml")):
+                problem = "no such file" if name == "answers" else "neither a file of answers nor the folder of a run"
+                raise ConfigError(name, path, problem, f"looked from {os.getcwd()}")
+
+    def _check_judge(self) -> None:
+        """Answers are those of a run or of a file, and are compared with others or not."""
+        settings, unset = self.evaluation, JudgementConfig()
+        if self.judge is None:
+            raise ConfigError("", None, "judge must be chosen: judge=ollama, judge=openai_compatible or judge=book")
+        if (self.checkpoint is None) == (self.answers is None):
+            given = "both are given" if self.answers else "neither is given"
+            problem = f"it is the answers of a run or of a file that are judged, checkpoint= or answers=, and {given}"
+            raise ConfigError("", None, problem)
+        if settings.mode == "pairwise" and self.against is None:
+            problem = "there is nothing to compare the answers with"
+            raise ConfigError("evaluation.mode", "pairwise", problem, "add against=..., another run or a file of answers")
+        if isinstance(self.judge, BookConfig) and self.against is not None and settings.mode != "absolute":
+            raise ConfigError("judge", "book", "the book's judge scores, and cannot compare", "add evaluation.mode=absolute")
+        for field_name, source in (("answer_field", "answers"), ("against_field", "against")):
+            if getattr(settings, field_name) is not None and getattr(self, source) is None:
+                value, problem = getattr(settings, field_name), f"is of {source}=, which is not given"
+                raise ConfigError(f"evaluation.{field_name}", value, problem, "leave it out")
+        if self.answers is None:
+            return
+        for name in ("split", "data"):
+            if (value := getattr(self, name)) is not None:
+                raise ConfigError(name, getattr(value, "name", value), "the answers of a file are judged", "leave it out")
+        for name in ("max_new_tokens", "temperature", "seed", "batch_size"):
+            if self.against is None and (value := getattr(settings, name)) != getattr(unset, name):
+                problem = "the answers of a file are judged, and none are made"
+                raise ConfigError(f"evaluation.{name}", value, problem, "leave it out")
+
+    def _refuse_judge(self) -> None:
+        if self.judge is not None:
+            raise ConfigError("judge", self.judge.choice, "is for evaluation=judge", "add evaluation=judge")
+        for name in ("answers", "against"):
+            if getattr(self, name) is not None:
+                raise ConfigError(name, getattr(self, name), "is for evaluation=judge", "add evaluation=judge")
+        if self.checkpoint is None:
+            raise ConfigError("", None, "checkpoint must be given: a run's folder")
 
     def _check_samples(self) -> None:
         """Texts are of one length, one of each beginning, and begin with the text that the run knows."""

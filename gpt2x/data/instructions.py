@@ -225,14 +225,14 @@ def _record(found: Any, fields: _Fields, line: int) -> Record:
         raise ValueError(f"this is {_kind(found)}, not an object of named fields")
     instruction, given = fields.constant, found.get(fields.input) if fields.input is not None else None
     if instruction is None:
-        instruction = _text(_field(found, fields.instruction, "instruction_field"), fields.instruction)
+        instruction = text_of(_field(found, fields.instruction, "instruction_field"), fields.instruction)
     given = [] if given is None else given if isinstance(given, list) else [given]  # a single record may do without
     outputs = _field(found, fields.output, "output_field")
     outputs = outputs if isinstance(outputs, list) else [outputs]
     record = Record(
         instruction=instruction,
-        input=" ".join(_text(part, fields.input) for part in given),
-        outputs=tuple(_text(output, fields.output) for output in outputs),
+        input=" ".join(text_of(part, fields.input) for part in given),
+        outputs=tuple(text_of(output, fields.output) for output in outputs),
         line=line,
     )
     for name, texts in ((fields.instruction, [instruction]), (fields.output, record.outputs)):
@@ -252,7 +252,7 @@ def _having(found: Any) -> str:
     return f"The fields here: {', '.join(found) or 'none'}. " if isinstance(found, dict) else ""
 
 
-def _text(value: Any, name: str) -> str:
+def text_of(value: Any, name: str) -> str:
     if not isinstance(value, str):
         raise ValueError(f"the field {name!r} holds {_kind(value)}, not text")
     try:

@@ -13,6 +13,7 @@ from gpt2x.config.option import ConfigError, option
 class PerplexityConfig:
     """How well the model predicts a text: loss, perplexity and bits per byte."""
 
+    choice: ClassVar[str] = "perplexity"
     data_kind: ClassVar[str] = "text"
     _target_: str = "gpt2x.evaluation.perplexity.Perplexity"
     mode: str = option(
@@ -45,6 +46,7 @@ class PerplexityConfig:
 class ClassificationConfig:
     """How good a classifier is: accuracy, F1, AUROC, calibration and more, with 95 % intervals, beside a baseline."""
 
+    choice: ClassVar[str] = "classification"
     data_kind: ClassVar[str] = "table"
     _target_: str = "gpt2x.evaluation.classification.Classification"
     batch_size: int = option(16, "texts computed at once; the result does not depend on it", minimum=1)
@@ -68,6 +70,7 @@ class ClassificationConfig:
 class RougeConfig:
     """How near a model's answers come to the references: ROUGE-1, -2 and -L, beside the source's first sentences."""
 
+    choice: ClassVar[str] = "rouge"
     data_kind: ClassVar[str] = "instructions"
     _target_: str = "gpt2x.evaluation.rouge.Rouge"
     batch_size: int = option(8, "answers that are made at the same time", minimum=1)
@@ -91,6 +94,7 @@ class SamplesConfig:
     real text does; all have the same length, sampling.max_new_tokens.
     """
 
+    choice: ClassVar[str] = "samples"
     data_kind: ClassVar[str] = "text"
     _target_: str = "gpt2x.evaluation.samples.Samples"
     texts: int = option(64, "texts to make, each from another place of the split", minimum=2)

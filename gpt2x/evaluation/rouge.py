@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gpt2x.errors import UserError
+from gpt2x.evaluation.answering import Answerer, answered
 from gpt2x.evaluation.intervals import ratio
 from gpt2x.evaluation.output import score, table, writing
 from gpt2x.files import write_atomic
@@ -35,13 +36,12 @@ _ABBREVIATION = re.compile(r"\b([A-Z]|Dr|Mrs?|Ms|Prof|[Ff]igs?|[Ee]qs?|vs|cf|al|
 class Rouge:
     """The ROUGE of a model's answers; see RougeConfig for the settings.
 
-    `prompt(instruction, input)` is what the model is asked. `answer(prompts, sampling)` gives for each prompt the text
-    that the model makes of it and why it ended, in the words of `Completion.finish`.
+    `prompt(instruction, input)` is what the model is asked; `answer` gives what it makes of prompts.
     """
 
     def __init__(
         self,
-        answer: Callable[[list[str], SamplingConfig], list[tuple[str, str]]],
+        answer: Answerer,
         prompt: Callable[[str, str], str],
         *,
         batch_size: int,
@@ -65,7 +65,8 @@ class Rouge:
         if not records:
             raise UserError(f"split={split}: data={corpus.name} has no examples there")
         prompts = [self.prompt(record.instruction, record.input) for record in records]
-        answers, finishes = zip(*self._answers(prompts), strict=True)
+        made = answered(prompts, self.answer, self.sampling, batch_size=self.batch_size)
+        answers, finishes = zip(*made, strict=True)
         references = [record.outputs for record in records]
         settings = {"max_new_tokens": self.sampling.max_new_tokens, "beams": self.sampling.beams}
         numbers = report(answers, references, [r.input for r in records], finishes, bootstrap=self.bootstrap)
@@ -86,19 +87,6 @@ class Rouge:
     def describe(self, result: dict[str, Any]) -> str:
         """What `evaluate` gave, as text to print."""
         return describe(result)
-
-    def _answers(self, prompts: list[str]) -> list[tuple[str, str]]:
-        """Prompts of about one length are answered together; the answers are in the order of the prompts."""
-        from tqdm import tqdm
-
-        order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
-        answers: dict[int, tuple[str, str]] = {}
-        with tqdm(total=len(prompts), unit="answer", desc="answering", disable=None) as bar:
-            for start in range(0, len(order), self.batch_size):
-                batch = order[start : start + self.batch_size]
-                answers |= zip(batch, self.answer([prompts[i] for i in batch], self.sampling), strict=True)
-                bar.update(len(batch))
-        return [answers[i] for i in range(len(prompts))]
 
 
 def rouge(answers: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, np.ndarray]:

@@ -40,10 +40,6 @@ def write_gguf(path: str | os.PathLike, model: GPT, tokenizer: Tokenizer, *, wei
     if weights not in WEIGHTS:
         raise ValueError(f"weights={weights!r}: expected one of {', '.join(WEIGHTS)}")
     _check(model, tokenizer, weights)
-    joins = merges(tokenizer)
-    if not joins:
-        raise UserError("GGUF: llama.cpp loads no tokenizer without merges; train one with tokenizer.vocab_size above 257")
-
     with replacing(path) as temporary:
         writer = gguf.GGUFWriter(temporary, "gpt2")
         writer.add_name(f"gpt2x: {model.shape}")
@@ -68,7 +64,7 @@ def write_gguf(path: str | os.PathLike, model: GPT, tokenizer: Tokenizer, *, wei
         writer.add_tokenizer_pre("gpt-2")  # how text is cut into words; another name loads too, and cuts differently
         writer.add_token_list([*map(_letters, tokenizer.tokens), END_OF_TEXT, *filler])
         writer.add_token_types([*[kinds.NORMAL] * len(tokenizer.tokens), kinds.CONTROL, *[kinds.UNUSED] * len(filler)])
-        writer.add_token_merges([" ".join(map(_letters, pair)) for pair in joins])
+        writer.add_token_merges([" ".join(map(_letters, pair)) for pair in merges(tokenizer) or [_NEVER]])
         # Where these two are missing llama.cpp takes token 11, a comma, for both.
         writer.add_bos_token_id(tokenizer.end_of_text)
         writer.add_eos_token_id(tokenizer.end_of_text)
@@ -155,3 +151,5 @@ def _letters(token: bytes) -> str:
 
 
 _LETTERS = byte_letters()
+# llama.cpp loads no tokenizer without merges. This one is never made: a word begins as single bytes, and nothing joins "no".
+_NEVER = (b"no", b"merges")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from llama import ask, byte_level_model, llama_server
 
 from gpt2x.errors import UserError
 from gpt2x.interop.gguf import merges, write_gguf
@@ -21,34 +21,12 @@ from gpt2x.tokenizer.gpt2 import GPT2Tokenizer, byte_letters, official_files
 
 STORY = (Path(__file__).parents[2] / "gpt2x" / "data" / "storybook.txt").read_text(encoding="utf-8")
 TEXT = "The lantern's keeper, in 1842, had 3 cafés — 雪 and 🙂;\n\n  they'll say <|endoftext|>\t"
-# Asks llama.cpp's server, in a process that ends without it: (path, question) pairs in, answers out, as JSON.
-ASK = """
-import json, os, sys, urllib.request, xllamacpp
-job = json.load(sys.stdin)
-answers = os.fdopen(os.dup(1), "w")
-os.dup2(2, 1)
-params = xllamacpp.CommonParams()
-params.model.path, params.n_ctx, params.warmup, params.ui = job["gguf"], job["context"], False, False
-params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
-params.hostnames, params.port = ["127.0.0.1"], 0
-server = xllamacpp.Server(params)
-opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-def ask(path, question):
-    headers = {"Content-Type": "application/json"}
-    request = urllib.request.Request(server.listening_address + path, json.dumps(question).encode(), headers)
-    return json.load(opener.open(request))
-json.dump([ask(*question) for question in job["questions"]], answers)
-answers.flush()
-os._exit(0)
-"""
 
 
 def llama_cpp(gguf: Path, *questions: tuple[str, dict], context: int = 64) -> list[dict]:
-    pytest.importorskip("xllamacpp", reason="llama.cpp is not installed: pip install xllamacpp")
-    job = json.dumps({"gguf": str(gguf), "context": context, "questions": questions})
-    done = subprocess.run([sys.executable, "-c", ASK], input=job, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout)
+    """What a server with this model answers to (path, question) pairs."""
+    with llama_server(gguf, context=context) as address:
+        return [ask(address, *question) for question in questions]
 
 
 def make_model(vocab_size: int, *, n_embd: int = 64, context_length: int = 64, **changes) -> GPT:
@@ -140,6 +118,24 @@ def test_llama_cpp_tokenizes_as_we_do(tmp_path, bpe, kind, spare):
     assert special["tokens"] in ([tokenizer.end_of_text], tokenizer.encode("<|endoftext|>").tolist())
 
 
+def test_a_vocabulary_without_merges(tmp_path):
+    model, tokenizer = byte_level_model(context_length=256)
+    assert merges(tokenizer) == []
+    write_gguf(tmp_path / "model.gguf", model, tokenizer)
+    texts = [TEXT, "no merges", "nomerges no merges\n"]
+    schema = {
+        "type": "object",
+        "properties": {"score": {"type": "integer", "minimum": 0, "maximum": 100}},
+        "required": ["score"],
+    }
+    question = {"messages": [{"role": "user", "content": "How good?"}], "seed": 1}
+    question["response_format"] = {"type": "json_schema", "json_schema": {"schema": schema}}
+    asked = [("/tokenize", {"content": text, "parse_special": False}) for text in texts]
+    *answers, judged = llama_cpp(tmp_path / "model.gguf", *asked, ("/v1/chat/completions", question), context=256)
+    assert [answer["tokens"] for answer in answers] == [list(text.encode()) for text in texts]
+    assert 0 <= json.loads(judged["choices"][0]["message"]["content"])["score"] <= 100
+
+
 def test_the_file_holds_our_weights_and_ends_text_at_our_token(tmp_path, bpe):
     gguf = pytest.importorskip("gguf")
     model = make_model(bpe.vocab_size + 3, tied_head=False)
@@ -172,14 +168,13 @@ def test_every_learned_token_has_a_merge(bpe):
     ("model", "tokenizer", "weights", "message"),
     [
         (dict(vocab_size=5), CharTokenizer("abcd"), "f32", "char tokenizer cannot be represented.*tokenizer=bpe"),
-        (dict(vocab_size=257), BPETokenizer([bytes([i]) for i in range(256)]), "f32", "without merges.*above 257"),
         (dict(vocab_size=100), "bpe", "f32", "model has 100 tokens and the tokenizer 400"),
         (dict(vocab_size=400, position="rope"), "bpe", "f32", "position=rope, and llama.cpp's gpt2 learned positions alone"),
         (dict(vocab_size=400, position="alibi"), "bpe", "f16", "position=alibi.*train one with model.position=learned"),
         (dict(vocab_size=400, position="none"), "bpe", "q8_0", "position=none"),
         (dict(vocab_size=400, n_embd=48), "bpe", "q8_0", "q8_0 needs a width that 32 divides.*n_embd is 48.*f16 or f32"),
     ],
-    ids=["characters", "no merges", "too few rows", "rope", "alibi", "no positions", "width"],
+    ids=["characters", "too few rows", "rope", "alibi", "no positions", "width"],
 )
 def test_what_cannot_be_represented_is_refused(tmp_path, bpe, model, tokenizer, weights, message):
     with pytest.raises(UserError, match=message):
