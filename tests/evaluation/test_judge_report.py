@@ -116,7 +116,7 @@ def test_what_failed_is_counted_and_listed_whatever_becomes_of_it():
     strict = summarise(some, on_failure="lowest")
     assert (strict["score"]["value"], strict["scored"], strict["failed"]) == (40, 4, 2)
     assert "Not judged, counted as the worst: 2 of 6" in describe(strict)
-    grades = summarise(items([5, None, 3]), scale=(1, 5), on_failure="lowest")
+    grades = summarise(items([5, None, 3], scale=[1, 5]), on_failure="lowest")
     assert grades["score"]["value"] == 3
     with pytest.raises(UserError, match="2 of 6 answers were not judged: 1, 4\n  The first: no JSON"):
         summarise(some, on_failure="raise")
@@ -163,11 +163,12 @@ def test_a_score_that_grows_with_length_shows():
 
 
 def test_given_scores_of_some_answers_are_compared_with():
-    some = [item(0, 4, given=5), item(1, 2, given=None), item(2, None, given=1), item(3, 2, given=2), item(4, 1, given=3)]
-    got = summarise(some, scale=(1, 5))["given"]
+    given = [(4, 5), (2, None), (None, 1), (2, 2), (1, 3)]
+    some = [item(i, score, given=other, scale=[1, 5]) for i, (score, other) in enumerate(given)]
+    got = summarise(some)["given"]
     assert (got["answers"], got["exact"]["value"], got["distance"]["value"], got["within"]["points"]) == (3, 1 / 3, 1, 1)
-    assert "With the 3 given scores" in describe(summarise(some, scale=(1, 5)))
-    assert summarise(some, scale=(1, 5), within=2)["given"]["within"]["value"] == 1
+    assert "With the 3 given scores" in describe(summarise(some))
+    assert summarise(some, within=2)["given"]["within"]["value"] == 1
 
 
 def test_pairs_have_a_report_of_their_own():
@@ -201,7 +202,11 @@ def test_no_answers_or_those_of_several_judges_or_off_the_scale_are_refused():
     with pytest.raises(UserError, match="the id 0 stands for several"):
         summarise([item(0), item(0)])
     with pytest.raises(UserError, match="item 1: the score 50 is not on the scale from 1 to 5"):
-        summarise([item(0, 5), item(1, 50)], scale=(1, 5))
+        summarise([item(0, 5, scale=[1, 5]), item(1, 50, scale=[1, 5])])
+    with pytest.raises(UserError, match="several scales \\(from 0 to 100 and from 1 to 5\\)"):
+        summarise([item(0, 5, scale=[1, 5]), item(1, 50)])
+    with pytest.raises(UserError, match="several scales"):
+        compare(items([5, 5], scale=[1, 5]), items([5, 5]))
 
 
 @pytest.mark.parametrize(
@@ -214,7 +219,7 @@ def test_a_picture_of_any_of_them(some, tmp_path):
 
 
 def test_grades_are_drawn_one_by_one(tmp_path):
-    assert plot(items([1, 2, 5]), tmp_path / "grades.png", scale=(1, 5)).is_file()
+    assert plot(items([1, 2, 5], scale=[1, 5]), tmp_path / "grades.png").is_file()
 
 
 def test_items_and_bare_scores_are_read_and_other_files_refused(tmp_path):

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from gpt2x.errors import UserError
-from gpt2x.evaluation.judge import companions, statistics
-from gpt2x.evaluation.judge.items import Item, have_answers, judge, listed, ordered, parts, scores
-from gpt2x.evaluation.judge.report import SCALE, agreed, decimals, how, judged_by, p_value, tolerance
+from gpt2x.evaluation.judge import companions, report, statistics
+from gpt2x.evaluation.judge.items import Item, have_answers, judge, listed, ordered, parts, scale_of, scores
+from gpt2x.evaluation.judge.report import agreed, decimals, how, judged_by, p_value, score_decimals, tolerance
 from gpt2x.evaluation.output import cut, number, score, table
 
 _PER_ANSWER = ("exact_match", "rouge_l", "words", "empty", "end_of_text")  # companions that each answer has by itself
@@ -20,7 +20,6 @@ def compare(
     items: Sequence[Item],
     baseline: Sequence[Item],
     *,
-    scale: Sequence[float] = SCALE,
     on_failure: str = "exclude",
     within: float | None = None,
     bootstrap: int = 1000,
@@ -45,7 +44,7 @@ def compare(
     pairs, unpaired = pair(items, baseline)
     kind = _kind(pairs)
     ours, theirs = map(list, zip(*pairs))
-    a, b = scores(ours, scale), scores(theirs, scale)
+    scale, a, b = scale_of(ours, theirs), scores(ours), scores(theirs)
     missing = np.isnan(a) | np.isnan(b)
     failed = [ours[place].get("id", int(place) + 1) for place in np.flatnonzero(missing)]
     if failed and on_failure == "raise":
@@ -81,6 +80,20 @@ def compare(
     return result | {"measures": measures}
 
 
+def summarise_both(items: Sequence[Item], others: Sequence[Item] | None = None, **settings: Any) -> dict[str, Any]:
+    """What report.summarise tells of `items`; with `others`, what it tells of these as "against", and the "comparison"."""
+    numbers = report.summarise(items, **settings)
+    if others is not None:
+        numbers |= {"against": report.summarise(others, **settings), "comparison": compare(items, others, **settings)}
+    return numbers
+
+
+def describe_both(numbers: dict[str, Any]) -> str:
+    """What `summarise_both` gave, as tables of text."""
+    text = report.describe(numbers)
+    return f"{text}\n\n{describe(numbers['comparison'])}" if "comparison" in numbers else text
+
+
 def pair(items: Sequence[Item], baseline: Sequence[Item]) -> tuple[list[tuple[Item, Item]], dict[str, list[Any]]]:
     """The items of two files that are of the same question, in the order of their ids; and {"items", "baseline"}, the ids
     that only one of the two has.
@@ -113,7 +126,7 @@ def pair(items: Sequence[Item], baseline: Sequence[Item]) -> tuple[list[tuple[It
 def describe(comparison: dict[str, Any]) -> str:
     """What `compare` gave, as a table of text, and who is ahead."""
     scale = comparison["scale"]
-    places = decimals("score", scale)
+    places = score_decimals(scale)
     if comparison["kind"] == "judges":
         found = comparison["agreement"]
         rows = [[f"{comparison['pairs']:,} answers judged by", "mean score"]]
@@ -123,7 +136,7 @@ def describe(comparison: dict[str, Any]) -> str:
         what = judged_by(f"{comparison['pairs']:,} answers of each", comparison["judge"])
         rows = [[what, "model", "baseline", "difference", "win / tie / loss", "sign test"]]
         for name, row in comparison["measures"].items():
-            n = decimals(name, scale)
+            n = places if name == "score" else decimals(name)
             means = (number(row[side]["value"], n) for side in ("model", "baseline"))
             counts = "{wins} / {ties} / {losses}".format(**row)
             title = companions.MEASURES.get(name, name)

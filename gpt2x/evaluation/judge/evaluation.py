@@ -92,23 +92,16 @@ class Judgement:
             self._write(ITEMS["answers"], json_lines(items))
             report.plot(items, self.folder / PLOT, title=self.judge.name)
             return about | report.summarise(items, **settings)
-        settings["scale"] = self.judge.asking.ends
         items, *rest = self._scored([answers] if others is None else [answers, others])
         self._write(ITEMS["answers"], json_lines(items))
-        report.plot(items, self.folder / PLOT, scale=settings["scale"], title=self.judge.name)
-        numbers = about | report.summarise(items, **settings)
-        if rest:
-            self._write(ITEMS["against"], json_lines(rest[0]))
-            numbers["against"] = report.summarise(rest[0], **settings)
-            numbers["comparison"] = comparison.compare(items, rest[0], **settings)
-        return numbers
+        report.plot(items, self.folder / PLOT, title=self.judge.name)
+        for others in rest:
+            self._write(ITEMS["against"], json_lines(others))
+        return about | comparison.summarise_both(items, *rest, **settings)
 
     def describe(self, numbers: dict[str, Any]) -> str:
         """What `evaluate` gave, as text to print."""
-        parts = [report.describe(numbers)]
-        if "comparison" in numbers:
-            parts.append(comparison.describe(numbers["comparison"]))
-        return "\n\n".join(parts)
+        return comparison.describe_both(numbers)
 
     def _scored(self, sides: Sequence[Sequence[Answer]]) -> list[list[dict[str, Any]]]:
         """The items of each side; both are paired by the ids of the first."""
@@ -123,7 +116,7 @@ class Judgement:
                 {"id": id, "prompt": asking.prompt(answer)}
                 | {name: getattr(answer, name) for name in ("instruction", "input", "reference", "answer", "finish")}
                 | {name: value for name, value in known.items() if value is not None}
-                | {"score": verdict["score"], "reason": verdict["reason"]}
+                | {"score": verdict["score"], "scale": list(asking.ends), "reason": verdict["reason"]}
                 | outcome.row
                 | {"judge": self.judge.name}
             )

@@ -1,8 +1,8 @@
 """Judged answers as the pipeline writes them: one dict an answer, a JSON object a line.
 
-An item of an absolute judgement has a "score" or, where the judge failed, None and an "error"; one of a pairwise judgement
-has both "orders" (statistics.verdict). Items are taken in the order of their ids, so that the order in which they were judged
-changes nothing.
+An item of an absolute judgement has a "score" on the "scale" [lowest, highest], 0 to 100 where it tells none, or, where the
+judge failed, None and an "error"; one of a pairwise judgement has both "orders" (statistics.verdict). Items are taken in the
+order of their ids, so that the order in which they were judged changes nothing.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from gpt2x.files import shown
 
 Item = dict[str, Any]
 
+SCALE = (0.0, 100.0)
 _LISTED = 10  # ids that a message names
 
 
@@ -54,8 +55,18 @@ def ordered(items: Sequence[Item]) -> list[Item]:
     return sorted(items, key=lambda item: (isinstance(item["id"], str), item["id"]))
 
 
-def scores(items: Sequence[Item], scale: Sequence[float]) -> np.ndarray:
+def scale_of(*sides: Sequence[Item]) -> tuple[float, float]:
+    """The lowest and the highest score that there is for all items. Raises UserError if some have other ones."""
+    found = {tuple(map(float, item.get("scale") or SCALE)) for items in sides for item in items}
+    if len(found) > 1:
+        told = " and ".join(f"from {low:g} to {high:g}" for low, high in sorted(found))
+        raise UserError(f"the scores are on several scales ({told}), and cannot be told of together")
+    return found.pop()
+
+
+def scores(items: Sequence[Item]) -> np.ndarray:
     """Scores (N,), NaN where the judge failed. Raises UserError for one that is not on the scale."""
+    scale = scale_of(items)
     found = np.array([np.nan if item["score"] is None else item["score"] for item in items], dtype=float)
     for place in np.flatnonzero((found < scale[0]) | (found > scale[1])):
         which = f"item {items[place]['id']}" if "id" in items[place] else f"number {place + 1}"

@@ -21,13 +21,13 @@ from gpt2x.evaluation.judge.items import (
     ordered,
     parts,
     requests,
+    scale_of,
     scores,
 )
 from gpt2x.evaluation.output import cut, number, score, table
 from gpt2x.evaluation.rouge import foreign
 from gpt2x.files import replacing
 
-SCALE = (0.0, 100.0)
 _BAR = 40  # characters of the longest bar of a distribution
 _TOLD = 5  # failures that are told one by one
 
@@ -35,7 +35,6 @@ _TOLD = 5  # failures that are told one by one
 def summarise(
     items: Sequence[Item],
     *,
-    scale: Sequence[float] = SCALE,
     on_failure: str = "exclude",
     within: float | None = None,
     bootstrap: int = 1000,
@@ -88,7 +87,7 @@ def summarise(
     foreign([(item["reference"],) for item in items if item.get("reference")])  # which it warns of
     if pairs:
         return about | _pairwise(items, 0.0 if on_failure == "lowest" else None, settings)
-    return about | _absolute(items, scale, on_failure, within, settings)
+    return about | _absolute(items, on_failure, within, settings)
 
 
 def tolerance(scale: Sequence[float], within: float | None) -> float:
@@ -96,11 +95,9 @@ def tolerance(scale: Sequence[float], within: float | None) -> float:
     return max(1.0, (scale[1] - scale[0]) / 10) if within is None else within
 
 
-def _absolute(
-    items: list[Item], scale: Sequence[float], on_failure: str, within: float | None, settings: dict[str, int]
-) -> dict[str, Any]:
-    lower, upper = scale
-    found, words = scores(items, scale), lengths(items)
+def _absolute(items: list[Item], on_failure: str, within: float | None, settings: dict[str, int]) -> dict[str, Any]:
+    lower, upper = scale = scale_of(items)
+    found, words = scores(items), lengths(items)
     good = ~np.isnan(found)
     counted = np.where(good, found, lower) if on_failure == "lowest" else found[good]
     least, most = (float(np.where(good, found, end).mean()) for end in scale)
@@ -142,7 +139,7 @@ def describe(summary: dict[str, Any]) -> str:
 
 def _absolute_tables(summary: dict[str, Any]) -> list[str]:
     low, high = summary["scale"]
-    places = decimals("score", summary["scale"])
+    places = score_decimals(summary["scale"])
     rows = [
         [judged_by(f"{summary['scored']:,} answers", summary["judge"]), "model"],
         [f"score, {low:g} to {high:g}", score(summary["score"], places)],
@@ -192,7 +189,7 @@ def _notes(summary: dict[str, Any]) -> list[str]:
     if summary["kind"] == "pairwise":
         return [*lines, *_pairwise_notes(summary)]
     if summary["bounds"] is not None:
-        ends = (number(summary["bounds"][end], decimals("score", summary["scale"])) for end in ("low", "high"))
+        ends = (number(summary["bounds"][end], score_decimals(summary["scale"])) for end in ("low", "high"))
         lines.append("The mean of all lies between {} and {}, whatever those would have scored.".format(*ends))
     if summary["given"] is not None:
         lines.append(f"With the {summary['given']['answers']:,} given scores: {agreed(summary['given'], summary['scale'])}.")
@@ -222,11 +219,14 @@ def _pairwise_notes(summary: dict[str, Any]) -> list[str]:
     return lines
 
 
-def decimals(name: str, scale: Sequence[float] = SCALE) -> int:
-    """How many decimals of a figure are worth telling."""
-    if name == "score":
-        return 1 if scale[1] - scale[0] >= 20 else 2
+def decimals(name: str) -> int:
+    """How many decimals of a companion are worth telling."""
     return {"words": 1, "length_ratio": 2, "reference_perplexity": 2}.get(name, 3)
+
+
+def score_decimals(scale: Sequence[float]) -> int:
+    """The same of a score."""
+    return 1 if scale[1] - scale[0] >= 20 else 2
 
 
 def judged_by(what: str, judge: str | None) -> str:
@@ -240,7 +240,7 @@ def p_value(p: float) -> str:
 
 def agreed(found: dict[str, Any], scale: Sequence[float]) -> str:
     """What statistics.agreement gave, in words."""
-    places, off = decimals("score", scale), found["difference"]["value"]
+    places, off = score_decimals(scale), found["difference"]["value"]
     mild = f"{abs(off):.{places}f} {'higher' if off >= 0 else 'lower'} on average"
     return (
         f"Spearman {score(found['spearman'], 2)}, {number(found['distance']['value'], places)} points apart, {mild}, "
@@ -255,7 +255,7 @@ def how(told: dict[str, Any]) -> str:
     return f"In brackets: 95 % intervals of {told['bootstrap']:,} resamples of the answers, Wilson's of shares."
 
 
-def plot(items: Sequence[Item], path: str | Path, *, scale: Sequence[float] = SCALE, title: str | None = None) -> Path:
+def plot(items: Sequence[Item], path: str | Path, *, title: str | None = None) -> Path:
     """Draw the items as one PNG: the distribution of scores, and score over words of the answer; of pairs wins, ties and
     losses, and how much longer the answer of a is in each. Returns `path`."""
     from matplotlib.figure import Figure  # without pyplot there is no window system to look for
@@ -267,7 +267,7 @@ def plot(items: Sequence[Item], path: str | Path, *, scale: Sequence[float] = SC
     if "orders" in items[0]:
         _draw_verdicts(left, right, items)
     else:
-        _draw_scores(left, right, items, scale)
+        _draw_scores(left, right, items)
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.set_axisbelow(True)
@@ -276,8 +276,8 @@ def plot(items: Sequence[Item], path: str | Path, *, scale: Sequence[float] = SC
     return Path(path)
 
 
-def _draw_scores(left: Any, right: Any, items: list[Item], scale: Sequence[float]) -> None:
-    found, words = scores(items, scale), lengths(items)
+def _draw_scores(left: Any, right: Any, items: list[Item]) -> None:
+    scale, found, words = scale_of(items), scores(items), lengths(items)
     good = ~np.isnan(found)
     bars = statistics.distribution(found[good], scale)
     width = bars[0]["high"] - bars[0]["low"]
@@ -291,7 +291,7 @@ def _draw_scores(left: Any, right: Any, items: list[Item], scale: Sequence[float
     )
     if good.any():
         mean = found[good].mean()
-        left.axvline(mean, color="black", linestyle="--", linewidth=1, label=f"mean {mean:.{decimals('score', scale)}f}")
+        left.axvline(mean, color="black", linestyle="--", linewidth=1, label=f"mean {mean:.{score_decimals(scale)}f}")
         left.legend()
     left.set(title=f"{good.sum():,} scored, {(~good).sum():,} failed", xlabel="score", ylabel="answers")
     right.plot(words[good], found[good], "o", color="tab:blue", alpha=0.5, markersize=4)
