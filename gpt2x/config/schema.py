@@ -18,7 +18,7 @@ from gpt2x.config.option import ConfigError, option
 from gpt2x.data.config import SPLITS, InstructionsConfig, TableConfig, TextConfig
 from gpt2x.device import DeviceConfig
 from gpt2x.evaluation.config import ClassificationConfig, PerplexityConfig, RougeConfig, SamplesConfig
-from gpt2x.evaluation.judge.config import BookConfig, JudgementConfig, OllamaConfig, OpenAICompatibleConfig
+from gpt2x.evaluation.judge.config import BookConfig, JudgedConfig, JudgementConfig, OllamaConfig, OpenAICompatibleConfig
 from gpt2x.generation.config import GenerationConfig, SamplingConfig, WeightsConfig
 from gpt2x.model.config import GPTConfig
 from gpt2x.sweep.config import GridConfig, OptunaConfig, PairedConfig
@@ -74,7 +74,7 @@ GROUPS: dict[str, tuple[type, ...]] = {
     "device": (DeviceConfig,),
     "logger": (WandbConfig, NoLoggerConfig),
     "sampling": (SamplingConfig,),
-    "evaluation": (PerplexityConfig, ClassificationConfig, RougeConfig, SamplesConfig, JudgementConfig),
+    "evaluation": (PerplexityConfig, ClassificationConfig, RougeConfig, SamplesConfig, JudgementConfig, JudgedConfig),
     "judge": (OllamaConfig, OpenAICompatibleConfig, BookConfig),
     "sweep": (GridConfig, PairedConfig, OptunaConfig),
     "suite": (GenerateSuiteConfig, FinetuneSuiteConfig, JobSuiteConfig),
@@ -190,6 +190,8 @@ class TrainConfig:
         """What cannot be measured is told before the training."""
         if self.evaluation is None:
             raise ConfigError("judge", self.judge.choice, "is for evaluation=judge", "add evaluation=judge")
+        if isinstance(self.evaluation, JudgedConfig):
+            raise ConfigError("evaluation", "judged", "reads what evaluation=judge has written", "use evaluation=judge")
         kind, wanted = self.task.data_kind, self.evaluation.data_kind
         if kind != wanted:
             problem = f"this measures {MODELS[wanted]}, and the run trains {MODELS[kind]}"
@@ -435,11 +437,11 @@ class EvaluateConfig(TrainedModelConfig):
     answers: str | None = option(
         None,
         "of evaluation=judge, instead of a checkpoint: a JSON list of objects, or JSON lines, with instruction, input, output "
-        "and the answer",
+        "and the answer; of evaluation=judged: its items.jsonl, or a JSON list of scores",
         verbatim=True,
     )
     against: str | None = option(
-        None, "of evaluation=judge: another run's folder, or a file of answers, to compare with", verbatim=True
+        None, "of evaluation=judge and judged: another run's folder, or such a file, to compare with", verbatim=True
     )
     split: str | None = option(
         None,
@@ -460,6 +462,8 @@ class EvaluateConfig(TrainedModelConfig):
         super().check()
         if isinstance(self.evaluation, JudgementConfig):
             self._check_judge()
+        elif isinstance(self.evaluation, JudgedConfig):
+            self._check_judged()
         else:
             self._refuse_judge()
         if isinstance(self.evaluation, SamplesConfig):
@@ -492,10 +496,7 @@ class EvaluateConfig(TrainedModelConfig):
         settings, unset = self.evaluation, JudgementConfig()
         if self.judge is None:
             raise ConfigError("", None, "judge must be chosen: judge=ollama, judge=openai_compatible or judge=book")
-        if (self.checkpoint is None) == (self.answers is None):
-            given = "both are given" if self.answers else "neither is given"
-            problem = f"it is the answers of a run or of a file that are judged, checkpoint= or answers=, and {given}"
-            raise ConfigError("", None, problem)
+        self._check_source()
         if settings.mode == "pairwise" and self.against is None:
             problem = "there is nothing to compare the answers with"
             raise ConfigError("evaluation.mode", "pairwise", problem, "add against=..., another run or a file of answers")
@@ -514,6 +515,20 @@ class EvaluateConfig(TrainedModelConfig):
             if self.against is None and (value := getattr(settings, name)) != getattr(unset, name):
                 problem = "the answers of a file are judged, and none are made"
                 raise ConfigError(f"evaluation.{name}", value, problem, "leave it out")
+
+    def _check_source(self) -> None:
+        if (self.checkpoint is None) == (self.answers is None):
+            given = "both are given" if self.answers else "neither is given"
+            problem = f"it is the answers of a run or of a file that are judged, checkpoint= or answers=, and {given}"
+            raise ConfigError("", None, problem)
+
+    def _check_judged(self) -> None:
+        """Nothing is computed with a model, or asked of a judge."""
+        self._check_source()
+        for name in ("split", "data", "judge"):
+            if (value := getattr(self, name)) is not None:
+                told = getattr(value, "name", getattr(value, "choice", value))
+                raise ConfigError(name, told, "evaluation=judged reads what is judged already", "leave it out")
 
     def _refuse_judge(self) -> None:
         if self.judge is not None:

@@ -21,7 +21,7 @@ from gpt2x.evaluation.answering import Answerer
 from gpt2x.evaluation.config import ClassificationConfig, RougeConfig, SamplesConfig
 from gpt2x.evaluation.judge.answers import Answer
 from gpt2x.evaluation.judge.companions import reference_losses
-from gpt2x.evaluation.judge.config import JudgementConfig
+from gpt2x.evaluation.judge.config import JudgedConfig, JudgementConfig
 from gpt2x.evaluation.judge.evaluation import Answering
 from gpt2x.evaluation.output import add_row, read_rows, writing
 from gpt2x.files import write_atomic
@@ -87,8 +87,13 @@ def measure(config: EvaluateConfig) -> Measured:
 
     An evaluation is made of what it asks of the model (see `_asked`). Its `evaluate(corpus, split)` gives the numbers, and
     `describe(numbers)`, where it has one, a table of them; where it is `compact`, nothing else is worth telling. A judge's
-    takes answers instead (see `_judge_answers`).
+    takes answers instead (see `_judge_answers`), and where they are judged already no model is needed.
     """
+    if isinstance(config.evaluation, JudgedConfig):
+        judged = instantiate(config.evaluation, config.answers or config.checkpoint, config.against)
+        numbers = judged.evaluate()
+        about = {"checkpoint": config.checkpoint, "answers": config.answers, "against": config.against}
+        return Measured(about, numbers, judged.describe(numbers), compact=False)
     device = instantiate(config.device)
     if isinstance(config.evaluation, JudgementConfig):
         return _judge_answers(config, device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import random
 
@@ -11,6 +12,10 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gpt2x.commands import evaluate
+from gpt2x.config.compose import compose
+from gpt2x.config.option import ConfigError
+from gpt2x.config.schema import TrainConfig
 from gpt2x.errors import UserError
 from gpt2x.evaluation.judge import comparison
 from gpt2x.evaluation.judge.comparison import compare, pair
@@ -64,7 +69,7 @@ def published(mirror):
 def test_the_published_means(published, judge, model, expected, answers):
     got = summarise(published(judge, model))
     assert round(got["score"]["value"], 2) == expected
-    assert (got["answers"], got["failed"], got["judge"], got["companions"]) == (answers, 0, None, None)
+    assert (got["items"], got["failed"], got["judge"], got["companions"]) == (answers, 0, None, None)
     assert f"{expected:.1f}" in describe(got)
 
 
@@ -103,7 +108,7 @@ def test_what_failed_is_counted_and_listed_whatever_becomes_of_it():
         item(5, 60, cached=True, latency_s=9.0),
     ]
     got = summarise(some)
-    assert (got["answers"], got["scored"], got["failed"], got["retried"], got["cached"]) == (6, 4, 2, 1, 1)
+    assert (got["items"], got["scored"], got["failed"], got["retried"], got["cached"]) == (6, 4, 2, 1, 1)
     assert got["failures"] == [{"id": 1, "error": "no JSON in the reply"}, {"id": 4, "error": "429"}]
     assert (got["score"]["value"], got["median"]) == (60, 60)
     assert got["bounds"] == {"low": 40, "high": pytest.approx(440 / 6)}
@@ -176,7 +181,7 @@ def test_pairs_have_a_report_of_their_own():
     some += [couple(14, "second", "first"), couple(15, "tie", None)]
     some[15]["orders"][1]["error"] = "cut off"
     got = summarise(some)
-    assert (got["kind"], got["answers"], got["scored"], got["failed"]) == ("pairwise", 16, 15, 1)
+    assert (got["kind"], got["items"], got["scored"], got["failed"]) == ("pairwise", 16, 15, 1)
     assert (got["wins"], got["ties"], got["losses"]) == (6, 8, 1)
     assert got["failures"] == [{"id": 15, "error": "cut off"}]
     assert got["companions"]["a"]["words"]["value"] != got["companions"]["b"]["words"]["value"] == 2
@@ -317,3 +322,79 @@ def test_another_judge_of_the_same_answers_is_compared_with_the_judge():
     assert "Spearman 1.00" in text
     with pytest.raises(UserError, match=r"other answers, judged by another judge \(llama3.2 and gpt-4\)"):
         compare(ours, items([1, 2, 3, 4], judge="gpt-4", answer="other"))
+
+
+# -- evaluation=judged -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def judged(tmp_path, monkeypatch, capsys):
+    """gpt2x-evaluate evaluation=judged with `overrides`, in a folder with two runs' judged answers; gives the exit code, what
+    was printed, and the errors."""
+    monkeypatch.chdir(tmp_path)
+    for run, scores in (("a", [80, 90, None, 70]), ("b", [40, 90, 10, 60])):
+        folder = tmp_path / run / "judged"
+        folder.mkdir(parents=True)
+        (tmp_path / run / "config.yaml").write_text("")
+        (folder / "items.jsonl").write_text("".join(json.dumps(row) + "\n" for row in items(scores)))
+
+    def call(*overrides: str) -> tuple[int, str, str]:
+        code = evaluate(["evaluation=judged", *overrides])
+        return code, *capsys.readouterr()
+
+    return call
+
+
+def test_two_judged_runs_are_compared_without_a_judge(judged, tmp_path):
+    files = ["output=out.json", "table=table.csv", "evaluation.plot=plot.png", "evaluation.bootstrap=200"]
+    code, out, err = judged("checkpoint=a", "against=b", *files)
+    assert (code, err) == (0, "")
+    assert "Without both scores, left out: 1 (2)." in out
+    assert "3 answers of each judged by llama3.2" in out
+    result = json.loads((tmp_path / "out.json").read_text())
+    assert (result["evaluation"], result["checkpoint"], result["against"]) == ("judged", "a", "b")
+    assert (result["score"]["value"], result["baseline"]["score"]["value"], result["bootstrap"]) == (80, 50, 200)
+    assert result["comparison"]["measures"]["score"]["difference"]["value"] == pytest.approx(50 / 3)
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+    with (tmp_path / "table.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert (row["checkpoint"], row["against"], row["items"], row["score.value"]) == ("a", "b", "4", "80.0")
+    told = judged("answers=a/judged/items.jsonl", "against=b/judged/items.jsonl", "evaluation.on_failure=lowest")
+    assert told[0] == 0
+    assert "counted as the worst: 1 of 4" in told[1]
+
+
+def test_the_published_scores_from_the_command_line(judged, published, mirror):
+    published("gpt4", 2)
+    code, out, _ = judged(
+        *(f"{name}={mirror}/judge-scores-gpt4-model-{i}.json" for i, name in ((1, "answers"), (2, "against")))
+    )
+    assert code == 0
+    assert "33 / 56 / 11   p=0.0013" in out
+
+
+@pytest.mark.parametrize(
+    ("overrides", "code", "message"),
+    [
+        ([], 2, "checkpoint= or answers=, and neither is given"),
+        (["checkpoint=a", "answers=a/judged/items.jsonl"], 2, "checkpoint= or answers=, and both are given"),
+        (["checkpoint=a", "judge=book"], 2, "judge=book: evaluation=judged reads what is judged already"),
+        (["checkpoint=a", "split=val"], 2, "split=val: evaluation=judged reads what is judged already"),
+        (["checkpoint=a", "data=instructions_sample"], 2, "evaluation=judged reads what is judged already"),
+        (["checkpoint=a", "against=nowhere"], 2, "against=nowhere"),
+        (["checkpoint=a", "evaluation.plot=b"], 2, "evaluation.plot=b: is a folder"),
+        (["checkpoint=c"], 1, "c: the answers of this run are not judged yet (it has no judged/items.jsonl)"),
+        (["checkpoint=a", "evaluation.on_failure=raise"], 1, "1 of 4 answers were not judged: 2"),
+    ],
+)
+def test_what_cannot_be_told_of_is_refused(judged, tmp_path, overrides, code, message):
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "config.yaml").write_text("")
+    got, out, err = judged(*overrides)
+    assert (got, out) == (code, "")
+    assert message in err
+
+
+def test_a_run_does_not_end_with_reading_what_was_judged():
+    with pytest.raises(ConfigError, match="evaluation=judged: reads what evaluation=judge has written"):
+        compose("train", TrainConfig, ["evaluation=judged", "task=instruct", "data=instructions_sample"])

@@ -9,11 +9,32 @@ import numpy as np
 
 from gpt2x.errors import UserError
 from gpt2x.evaluation.judge import companions, report, statistics
-from gpt2x.evaluation.judge.items import Item, have_answers, judge, listed, ordered, parts, scale_of, scores
+from gpt2x.evaluation.judge.items import Item, have_answers, judge, listed, ordered, parts, read_items, scale_of, scores
 from gpt2x.evaluation.judge.report import agreed, decimals, how, judged_by, p_value, score_decimals, tolerance
-from gpt2x.evaluation.output import cut, number, score, table
+from gpt2x.evaluation.output import cut, number, score, table, writing
 
 _PER_ANSWER = ("exact_match", "rouge_l", "words", "empty", "end_of_text")  # companions that each answer has by itself
+
+
+class Judged:
+    """What the judged answers at `path` show, a file or the folder of a run, beside those `against` it; see JudgedConfig."""
+
+    def __init__(self, path: str, against: str | None = None, *, on_failure: str, bootstrap: int, plot: str | None):
+        self.paths = [path, *([] if against is None else [against])]
+        self.settings, self.plot = {"on_failure": on_failure, "bootstrap": bootstrap}, plot
+
+    def evaluate(self) -> dict[str, Any]:
+        """The report, and the picture of the first where it is wanted. Raises UserError for what cannot be read or compared."""
+        items, *others = map(read_items, self.paths)
+        numbers = {"evaluation": "judged"} | summarise_both(items, *others, **self.settings)
+        if self.plot is not None:
+            with writing("evaluation.plot", self.plot):
+                report.plot(items, self.plot, title=numbers["judge"])
+        return numbers
+
+    def describe(self, numbers: dict[str, Any]) -> str:
+        """What `evaluate` gave, as text to print."""
+        return describe_both(numbers)
 
 
 def compare(
@@ -81,10 +102,10 @@ def compare(
 
 
 def summarise_both(items: Sequence[Item], others: Sequence[Item] | None = None, **settings: Any) -> dict[str, Any]:
-    """What report.summarise tells of `items`; with `others`, what it tells of these as "against", and the "comparison"."""
+    """What report.summarise tells of `items`; with `others`, what it tells of these as "baseline", and the "comparison"."""
     numbers = report.summarise(items, **settings)
     if others is not None:
-        numbers |= {"against": report.summarise(others, **settings), "comparison": compare(items, others, **settings)}
+        numbers |= {"baseline": report.summarise(others, **settings), "comparison": compare(items, others, **settings)}
     return numbers
 
 

@@ -41,7 +41,7 @@ class JudgementConfig:
         "an answer without a verdict is left out, has the lowest score (of a pair: is lost), or is an error; it is told anyhow",
         choices=("exclude", "lowest", "raise"),
     )
-    bootstrap: int = option(1000, "times that the answers are drawn anew for the intervals; 0: no intervals", minimum=0)
+    bootstrap: int = option(10_000, "times that the answers are drawn anew for the intervals; 0: no intervals", minimum=0)
     folder: str | None = option(
         None,
         "folder for the answers (answers.jsonl), what was said of each (items.jsonl) and a plot (judged.png); null: a new one "
@@ -52,6 +52,26 @@ class JudgementConfig:
     def check_available(self) -> None:
         if self.folder is not None and os.path.isfile(self.folder):
             raise ConfigError("folder", self.folder, "is a file, and a folder is wanted")
+
+
+@dataclass(kw_only=True)
+class JudgedConfig:
+    """What answers that are judged already show: those of one run or file, or of two beside each other."""
+
+    choice: ClassVar[str] = "judged"
+    data_kind: ClassVar[str] = "instructions"
+    _target_: str = "gpt2x.evaluation.judge.comparison.Judged"
+    on_failure: str = option(
+        "exclude",
+        "an answer without a verdict is left out, has the lowest score (of a pair: is lost), or is an error; it is told anyhow",
+        choices=("exclude", "lowest", "raise"),
+    )
+    bootstrap: int = option(10_000, "times that the answers are drawn anew for the intervals; 0: no intervals", minimum=0)
+    plot: str | None = option(None, "a PNG file for the distribution of scores, or of verdicts; null: none", verbatim=True)
+
+    def check_available(self) -> None:
+        if self.plot is not None and os.path.isdir(self.plot):
+            raise ConfigError("plot", self.plot, "is a folder", "name a file in it")
 
 
 @dataclass(kw_only=True)

@@ -12,6 +12,7 @@ from gpt2x.errors import UserError
 from gpt2x.evaluation.answering import Answerer, answered
 from gpt2x.evaluation.judge import comparison, report
 from gpt2x.evaluation.judge.answers import Answer, json_lines, partners, read_answers, to_lines
+from gpt2x.evaluation.judge.items import ITEMS_FILE
 from gpt2x.evaluation.judge.judging import Judge, Outcome
 from gpt2x.evaluation.judge.questions import TRIAL, Question
 from gpt2x.evaluation.output import writing
@@ -21,7 +22,7 @@ from gpt2x.generation.config import SamplingConfig
 log = logging.getLogger(__name__)
 
 PLOT = "judged.png"
-ITEMS = {"answers": "items.jsonl", "against": "items_against.jsonl"}
+ITEMS = {"answers": ITEMS_FILE, "against": "items_against.jsonl"}
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ order of their ids, so that the order in which they were judged changes nothing.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,15 +22,24 @@ from gpt2x.files import shown
 Item = dict[str, Any]
 
 SCALE = (0.0, 100.0)
+ITEMS_FILE = "items.jsonl"
 _LISTED = 10  # ids that a message names
 
 
 def read_items(path: str | Path) -> list[Item]:
-    """The items of a file, or the scores of a JSON list of numbers, with null where there is none.
+    """The items of a file, or of the run in a folder, or the scores of a JSON list of numbers, with null where there is none.
 
-    Raises UserError for a file that is neither.
+    Raises UserError where there are no such items.
     """
-    unit, found = objects(Path(path))
+    path = Path(os.path.expanduser(path))
+    if path.is_dir():
+        folder, path = path, path / "judged" / ITEMS_FILE
+        if not path.is_file():
+            remedy = f"evaluation=judge evaluation.folder={shown(path.parent)} judges them"
+            raise UserError(
+                f"{shown(folder)}: the answers of this run are not judged yet (it has no judged/{ITEMS_FILE})\n  {remedy}"
+            )
+    unit, found = objects(path)
     items = []
     for line, value in found:
         if isinstance(value, dict) and ("score" in value or "orders" in value):

@@ -47,7 +47,7 @@ def summarise(
     points of the agreement with given scores; None: a tenth of the scale, at least 1.
 
     kind, judge          "absolute" or "pairwise", and the judge's name
-    answers              items in all; among them those "scored", "failed", "retried" (asked more than once) and "cached"
+    items                how many there are; among them those "scored", "failed", "retried" (asked more than once) and "cached"
     failures             {"id", "error"} of those
     seconds              {"median", "total"} of the requests that were made; None where all came from the cache
     and of absolute ones
@@ -74,7 +74,7 @@ def summarise(
     about = {
         "kind": "pairwise" if pairs else "absolute",
         "judge": judge(items),
-        "answers": len(items),
+        "items": len(items),
         "scored": len(items) - len(failures),
         "failed": len(failures),
         "retried": sum(any(r.get("attempts", 1) > 1 for r in requests(item)) for item in items),
@@ -180,7 +180,7 @@ def _notes(summary: dict[str, Any]) -> list[str]:
     lines = []
     if summary["failed"]:
         treated = "counted as the worst" if summary["on_failure"] == "lowest" else "left out"
-        lines.append(f"Not judged, {treated}: {summary['failed']:,} of {summary['answers']:,}")
+        lines.append(f"Not judged, {treated}: {summary['failed']:,} of {summary['items']:,}")
         lines += [f"  {row['id']}: {cut(row['error'], 100)}" for row in summary["failures"][:_TOLD]]
         if (more := summary["failed"] - _TOLD) > 0:
             lines.append(f"  and {more:,} more")
