@@ -25,7 +25,8 @@ ROOT = Path(__file__).parents[2]
 SMALL = [
     "task=instruct", "data=instructions_sample", "model.n_layer=1", "model.n_head=2", "model.n_embd=16",
     "model.context_length=128", "tokenizer.vocab_size=300", "trainer.max_steps=30", "trainer.eval_every=30",
-    "optimizer.lr=0.03", "sampling.max_new_tokens=2", "device.threads=1", "logger=none", "data.test_fraction=0.1", "task.template=phi3",
+    "optimizer.lr=0.03", "sampling.max_new_tokens=2", "device.threads=1", "logger=none", "data.test_fraction=0.1",
+    "task.template=phi3",
 ]  # fmt: skip
 FEW = ["evaluation=judge", "evaluation.max_examples=4", "evaluation.max_new_tokens=6", "device.threads=1"]
 ITEM = [
