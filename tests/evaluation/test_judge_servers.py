@@ -73,7 +73,10 @@ def test_an_openai_compatible_server_is_told_the_schema_and_all_settings():
 
 def test_a_key_is_sent_and_goes_nowhere_else():
     """Neither into what identifies the judge, which is hashed for the cache, nor after a redirection."""
-    with scripted_judge() as elsewhere, scripted_judge(lambda n, body: Raw(302, headers={"Location": f"{elsewhere.url}/"})) as judge:
+    with (
+        scripted_judge() as elsewhere,
+        scripted_judge(lambda n, body: Raw(302, headers={"Location": f"{elsewhere.url}/"})) as judge,
+    ):
         hosted = client("openai_compatible", judge.url, key="sk-secret")
         hosted.version()
         with pytest.raises(UserError, match="HTTP status 302"):
@@ -281,7 +284,9 @@ def test_a_server_that_trickles_is_left_after_the_timeout():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("body", [b"", b"nonsense", b"[1]", b"\xff", b'{"message": 3}', b'{"choices": []}', b'{"choices": [3]}'])
+@pytest.mark.parametrize(
+    "body", [b"", b"nonsense", b"[1]", b"\xff", b'{"message": 3}', b'{"choices": []}', b'{"choices": [3]}']
+)
 def test_what_is_no_answer_of_the_protocol(kind, body):
     with scripted_judge(lambda n, b: Raw(200, body)) as judge, pytest.raises(Transient):
         ask(kind, judge.url)
@@ -299,5 +304,3 @@ def test_a_text_of_another_type(kind):
 def test_half_characters_are_replaced(kind):
     with scripted_judge(lambda n, body: "a\ud83db") as judge:
         assert ask(kind, judge.url) == "a?b"
-
-

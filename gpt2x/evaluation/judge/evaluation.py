@@ -129,7 +129,7 @@ class Judgement:
         asking, questions = self.judge.asking, []
         for a, b in zip(answers, others, strict=True):
             questions += [asking.pairwise(a, a.answer, b.answer), asking.pairwise(a, b.answer, a.answer)]
-        outcomes = self._ask(questions, asking.pairwise(TRIAL, TRIAL.answer, "It is 5."))
+        outcomes = self._ask(questions, asking.pairwise(TRIAL, TRIAL.answer, "The sum is 5."))
         items = []
         for i, (a, b) in enumerate(zip(answers, others, strict=True)):
             orders = []

@@ -55,7 +55,7 @@ _SCORES = {
 2: mostly wrong, with something right in it
 1: wrong, empty, or no answer to this instruction""",
 }
-TRIAL = Answer(id="trial", instruction="What is 2 + 2?", input="", reference="4", answer="It is 4.")
+TRIAL = Answer(id="trial", instruction="What is 2 + 2?", input="", reference="4", answer="The sum is 4.")
 """What a judge is tried with: any verdict will do."""
 _BETTER = """\
 The better answer does what the instruction asks, says what is true, and leaves nothing important out. It is a tie where \
