@@ -31,6 +31,7 @@ SMALL = [
 FEW = ["evaluation=judge", "evaluation.max_examples=4", "evaluation.max_new_tokens=6", "device.threads=1"]
 ITEM = [
     "id", "prompt", "instruction", "input", "reference", "answer", "finish", "reference_nats", "reference_tokens", "score",
+    "scale",
     "reason", "raw", "error", "latency_s", "attempts", "seed", "cached", "judge",
 ]  # fmt: skip
 PAIR = ["id", "prompt", "instruction", "input", "reference", "answer_a", "answer_b", "verdict", "orders", "judge"]
@@ -105,7 +106,7 @@ def test_a_runs_answers_to_the_test_split_are_made_kept_judged_and_told(judged, 
         assert any(f"<instruction>\n{item['instruction']}\n" in text for text in asked)
     assert sorted(item["score"] for item in items) == [71, 72, 73, 74]
     result = json.loads(Path("result.json").read_text())
-    assert (result["split"], result["judge"], result["answers"]) == ("test", "ollama/llama3.2", 4)
+    assert (result["split"], result["judge"], result["items"]) == ("test", "ollama/llama3.2", 4)
     assert result["score"]["value"] == 72.5
     assert result["companions"]["reference_perplexity"]["value"] > 1
     assert "72.5 (" in out
@@ -173,7 +174,7 @@ def test_the_answers_of_a_file_need_no_run(judged, server):
         (3, "", 0, 0),
     ]
     assert items[0]["prompt"] == "Rewrite it.\n\nIt is fast."
-    assert json.loads(Path("result.json").read_text())["answers"] == 3
+    assert json.loads(Path("result.json").read_text())["items"] == 3
     assert pandas.read_csv("table.csv")["checkpoint"].isna().all()
     assert not Path("judged/answers.jsonl").exists()  # they are there already
 
@@ -328,7 +329,7 @@ def test_the_book_counts_what_it_cannot_read(judged, server):
     code, out, _ = judged(books(), UNMADE, "judge=book", f"judge.url={server.url}", "judge.concurrency=1", "output=r.json")
     assert code == 0
     result = json.loads(Path("r.json").read_text())
-    assert (result["answers"], result["scored"], result["failed"]) == (3, 2, 1)
+    assert (result["items"], result["scored"], result["failed"]) == (3, 2, 1)
     assert result["failures"] == [{"id": 2, "error": "the reply is no whole number: 'Score: 20'"}]
     assert "the reply is no whole number" in out
 
@@ -468,7 +469,7 @@ def test_a_run_that_has_ended_is_judged(server, capsys):
     assert "3 answers judged by ollama/llama3.2" in out
     assert "3 answers judged by ollama/llama3.2" in Path("run/run.log").read_text()
     result = json.loads(Path("run/result.json").read_text())
-    assert (result["status"], result["evaluation"]["score"]["value"], result["evaluation"]["answers"]) == ("finished", 80, 3)
+    assert (result["status"], result["evaluation"]["score"]["value"], result["evaluation"]["items"]) == ("finished", 80, 3)
     assert sorted(path.name for path in Path("run/judged").iterdir()) == ["answers.jsonl", "items.jsonl", "judged.png"]
     assert len(server.real) == 3
     own = [row["answer"] for row in lines("run/judged/answers.jsonl")]
@@ -526,4 +527,4 @@ def test_the_last_stage_decides_nothing_about_the_run(server):
     assert hashes[0] == hashes[1]
     more = ["evaluation=judge", "judge=ollama", f"judge.url={server.url}", "evaluation.max_examples=2"]
     assert train(["resume=plain", *more]) == 0  # it can still be added
-    assert json.loads(Path("plain/result.json").read_text())["evaluation"]["answers"] == 2
+    assert json.loads(Path("plain/result.json").read_text())["evaluation"]["items"] == 2
