@@ -74,7 +74,7 @@ def test_a_schema_makes_a_verdict_of_whatever_the_model_writes(server, kind):
     verdicts = []
     for seed in range(15):
         text = server.ask(asked.messages, asked.schema, seed=seed, temperature=1.0)
-        assert list(json.loads(text))[0] == "reason"  # as the schema has it
+        assert next(iter(json.loads(text))) == "reason"  # as the schema has it
         verdicts.append(asked.read(text))
     assert len({str(verdict) for verdict in verdicts}) > 10
     assert len({verdict.get("score", verdict.get("winner")) for verdict in verdicts}) > 1

@@ -89,8 +89,9 @@ class Judge:
 
     @property
     def name(self) -> str:
-        """The judge, as records name it: "ollama/llama3.2"."""
-        return f"{self.kind}/{self.server.model}"
+        """The judge, as records name it: "ollama/llama3.2"; of a model that is called by the path of its file, the file."""
+        model = self.server.model or ""
+        return f"{self.kind}/{Path(model).name if os.path.isabs(model) else model}"
 
     def check(self, trial: Question) -> None:
         """Ask a question of which any verdict will do. Raises UserError where there is no server, no model or no verdict."""

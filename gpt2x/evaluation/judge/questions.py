@@ -74,9 +74,9 @@ class Rubric:
         lowest, highest = self.ends
         quoted = [*self._asked(item), _quoted("answer", item.answer)]
         task = f"Score the answer from {lowest} to {highest}:\n{self.rubric or _SCORES[self.scale]}"
-        reply = f'{{"reason": "in one or two sentences", "score": a whole number from {lowest} to {highest}}}'
+        last = f'"score", a whole number from {lowest} to {highest}'
         return Question(
-            self._messages(item, quoted, task, reply),
+            self._messages(item, quoted, task, last),
             _schema(score={"type": "integer", "minimum": lowest, "maximum": highest}),
             lambda text: _read_score(text, lowest, highest),
             known=None if item.answer.strip() else {"score": lowest, "reason": "the answer is empty"},
@@ -86,9 +86,9 @@ class Rubric:
         """Which of two answers to what `item` asks is better?"""
         quoted = [*self._asked(item), _quoted("first_answer", first), _quoted("second_answer", second)]
         task = f"Say which answer is better. Their order means nothing.\n{self.rubric or _BETTER}"
-        reply = '{"reason": "in one or two sentences", "winner": "first", "second" or "tie"}'
+        last = '"winner", which is "first", "second" or "tie"'
         return Question(
-            self._messages(item, quoted, task, reply), _schema(winner={"type": "string", "enum": list(WINNERS)}), _read_winner
+            self._messages(item, quoted, task, last), _schema(winner={"type": "string", "enum": list(WINNERS)}), _read_winner
         )
 
     @property
@@ -108,10 +108,11 @@ class Rubric:
     def _shows_reference(self, item: Answer) -> bool:
         return self.reference and bool(item.reference.strip())
 
-    def _messages(self, item: Answer, quoted: list[str], task: str, reply: str) -> list[dict[str, str]]:
+    def _messages(self, item: Answer, quoted: list[str], task: str, last: str) -> list[dict[str, str]]:
         about = "The reference is right; another answer can be just as good.\n" if self._shows_reference(item) else ""
-        # The form of the reply is told in words, too: some servers hold a model to a schema that they do not show it.
-        form = f"Reply with one JSON object and nothing else, the reason first:\n{reply}"
+        # The form is told in words, too: some servers hold a model to a schema that they do not show it. It is no example
+        # to be filled in, of which small models copy what should be filled in.
+        form = f'Reply with one JSON object and nothing else. First "reason": why, in one or two sentences. Then {last}.'
         user = "\n\n".join([*quoted, about + task, form])
         return [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": user}]
 
