@@ -31,8 +31,7 @@ SMALL = [
 FEW = ["evaluation=judge", "evaluation.max_examples=4", "evaluation.max_new_tokens=6", "device.threads=1"]
 ITEM = [
     "id", "prompt", "instruction", "input", "reference", "answer", "finish", "reference_nats", "reference_tokens", "score",
-    "scale",
-    "reason", "raw", "error", "latency_s", "attempts", "seed", "cached", "judge",
+    "scale", "reason", "raw", "error", "latency_s", "attempts", "seed", "cached", "judge",
 ]  # fmt: skip
 PAIR = ["id", "prompt", "instruction", "input", "reference", "answer_a", "answer_b", "verdict", "orders", "judge"]
 ORDER = ["first", "winner", "reason", "raw", "error", "latency_s", "attempts", "seed", "cached"]
