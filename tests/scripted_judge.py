@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -31,6 +32,17 @@ def verdict(score: Any = 80, reason: Any = "It is fine.", **more: Any) -> str:
     return json.dumps({"reason": reason, "score": score} | more)
 
 
+def fitting(body: dict[str, Any]) -> str:
+    """A verdict of the form that is asked for."""
+    asked = body["messages"][-1]["content"]
+    if "Respond with the integer number only." in asked:
+        return "80"
+    if '"winner"' in asked:
+        return json.dumps({"reason": "It is fine.", "winner": "first"})
+    scale = re.search(r"Score the answer from \d+ to (\d+)", asked)
+    return verdict(min(80, int(scale[1]) if scale else 80))
+
+
 @dataclass
 class ScriptedJudge:
     """`script(number, body)` says what the number-th question (from 0, trials included) gets: a text, or a Raw.
@@ -38,7 +50,7 @@ class ScriptedJudge:
     `asked` are the bodies of all questions, `headers` their headers; `models` what the server has.
     """
 
-    script: Script = lambda number, body: verdict()
+    script: Script = lambda number, body: fitting(body)
     models: dict[str, str] = field(default_factory=lambda: {"llama3.2:latest": "digest-1"})
     asked: list[dict[str, Any]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)

@@ -128,7 +128,7 @@ def _judge_answers(config: EvaluateConfig, device: Device) -> Measured:
     against = None
     if config.against is not None and Path(config.against).is_dir():
         run = load_run(config.against)
-        _fits(replace(config, checkpoint=config.against, data=None), run)
+        _fits(replace(config, data=None), run, f"against={config.against}")
         against = evaluation.answer(_answering(config, run, device), answers, "against")
     elif config.against is not None:
         against = evaluation.read(config.against, "against")
@@ -161,8 +161,8 @@ def _ready(config: EvaluateConfig, run: LoadedRun, device: Device) -> Callable:
     return ready(run.model, device, weights=weights, cache=config.paths.cache)
 
 
-def _fits(config: EvaluateConfig, run: LoadedRun) -> None:
-    """Raise ConfigError if the evaluation is none of this model, or none of these data."""
+def _fits(config: EvaluateConfig, run: LoadedRun, named_by: str | None = None) -> None:
+    """Raise ConfigError if the evaluation is none of this model, or none of these data; a setting named the run."""
     kind, task = config.evaluation.data_kind, run.config.task.data_kind
     data = (config.data or run.config.data).kind
     mine = config.evaluation.choice
@@ -170,7 +170,7 @@ def _fits(config: EvaluateConfig, run: LoadedRun) -> None:
     named[kind] = mine
     if (task != kind and (samples or "table" in (task, kind))) or (task, kind) == ("text", "instructions"):
         what = {"text": "a language model", "table": "a classifier", "instructions": "tuned to instructions"}[task]
-        problem = f"the model of checkpoint={config.checkpoint} is {what}"
+        problem = f"the model of {named_by or f'checkpoint={config.checkpoint}'} is {what}"
         raise ConfigError("evaluation", mine, problem, f"use evaluation={named[task]}")
     if data != kind:
         problem = f"needs {KINDS[kind]}, and data={(config.data or run.config.data).name} is {KINDS[data]}"

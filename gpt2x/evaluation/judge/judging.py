@@ -93,14 +93,6 @@ class Judge:
         model = self.server.model or ""
         return f"{self.kind}/{Path(model).name if os.path.isabs(model) else model}"
 
-    def check(self, trial: Question) -> None:
-        """Ask a question of which any verdict will do. Raises UserError where there is no server, no model or no verdict."""
-        self.version = self.server.version()
-        outcome = self._ask(trial, threading.Event())
-        if outcome.verdict is None:
-            said = f"\n  It replied: {outcome.raw[:300]!r}" if outcome.raw else ""
-            raise UserError(f"the judge {self.name} gives no verdict on a trial question: {outcome.error}{said}")
-
     def judge(self, questions: Sequence[Question], trial: Question) -> Iterator[tuple[int, Outcome]]:
         """The number of each question with its outcome, as they come.
 
@@ -122,8 +114,15 @@ class Judge:
         yield from ((i, outcome) for i, (_, outcome) in kept.items())
         todo = [i for i in range(len(questions)) if i not in kept]
         if todo:
-            self.check(trial)
+            self._try(trial)
             yield from self._ask_all(questions, todo)
+
+    def _try(self, trial: Question) -> None:
+        """Ask a question of which any verdict will do. Raises UserError where there is none."""
+        outcome = self._ask(trial, threading.Event())
+        if outcome.verdict is None:
+            said = f"\n  It replied: {outcome.raw[:300]!r}" if outcome.raw else ""
+            raise UserError(f"the judge {self.name} gives no verdict on a trial question: {outcome.error}{said}")
 
     def _ask_all(self, questions: Sequence[Question], todo: Sequence[int]) -> Iterator[tuple[int, Outcome]]:
         """Threads that nobody waits for at the end: a request may take minutes, and whoever presses Ctrl-C means now."""
