@@ -304,8 +304,8 @@ def _evaluate(config: TrainConfig, run_dir: Path, tracker: Tracker) -> dict[str,
     """Measure the trained model as gpt2x-evaluate does; what cannot be measured is told, as the run is trained and saved."""
     try:
         found = measure(config.final_evaluation(str(run_dir)))
-    except UserError as error:
-        log.warning("not measured: %s", error)
+    except Exception as error:
+        log.warning("not measured: %s", error, exc_info=not isinstance(error, UserError))
         log.info("later    gpt2x-evaluate checkpoint=%s evaluation=%s", shlex.quote(shown(run_dir)), config.evaluation.choice)
         return {"error": str(error)}
     log.info("%s", found)

@@ -328,6 +328,27 @@ def test_no_two_questions_share_a_file(texts):
         assert len({judge.cache.path(q.messages, q.schema) for q in questions}) == len({str(q.messages) for q in questions})
 
 
+def test_what_is_kept_of_a_model_without_a_name_needs_the_server_that_names_it(tmp_path):
+    with scripted_judge() as server:
+        config = OpenAICompatibleConfig(url=f"{server.url}/v1", timeout=10)
+        judge = make(server, tmp_path, config)
+        ask(judge, ANSWERS[:1])
+        assert judge.name == "openai_compatible/llama3.2:latest"
+        server.models = {"phi": "1"}  # another one is served there now
+        (outcome,) = ask(make(server, tmp_path, config), ANSWERS[:1])
+        assert not outcome.cached
+    with pytest.raises(UserError, match="does not answer"):
+        ask(make(server, tmp_path, config), ANSWERS[:1])
+
+
+@pytest.mark.parametrize("key", ["", " ", "sk-secret…", "sk-secret\nsecond line"])
+def test_a_key_that_cannot_be_sent_is_refused_without_being_shown(tmp_path, monkeypatch, key):
+    monkeypatch.setenv("MY_KEY", key)
+    with pytest.raises(UserError, match=r"judge.api_key_env=MY_KEY: that variable holds no key") as error:
+        instantiate(OpenAICompatibleConfig(api_key_env="MY_KEY"), cache=tmp_path)
+    assert "secret" not in str(error.value)
+
+
 # -- the book's judge --------------------------------------------------------------------------------------------------
 
 

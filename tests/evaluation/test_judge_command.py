@@ -505,6 +505,13 @@ def test_a_judge_that_fails_costs_the_judgement_and_not_the_run(server, capsys):
     assert "gives no verdict on a trial question" in result["evaluation"]["error"]
 
 
+def test_a_fault_of_ours_costs_no_run_either_and_is_told_whole(server, capsys, monkeypatch):
+    monkeypatch.setattr("gpt2x.training.run.measure", lambda config: 1 / 0)
+    assert train([*SHORT, *LAST, f"judge.url={server.url}"]) == 0
+    assert "not measured: division by zero\nTraceback" in capsys.readouterr().out
+    assert json.loads(Path("run/result.json").read_text())["status"] == "finished"
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [

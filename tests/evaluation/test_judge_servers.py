@@ -86,6 +86,13 @@ def test_a_key_is_sent_and_goes_nowhere_else():
     assert "secret" not in str(hosted.identity)
 
 
+def test_a_server_that_repeats_the_key_is_not_repeated():
+    said = b'{"error": {"message": "Incorrect API key provided: sk-secret"}}'
+    with scripted_judge(lambda n, body: Raw(401, said)) as judge, pytest.raises(UserError) as error:
+        ask("openai_compatible", judge.url, key="sk-secret")
+    assert "HTTP status 401: Incorrect API key provided: ...\n" in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("host", "address"),
     [

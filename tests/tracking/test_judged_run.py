@@ -39,7 +39,7 @@ def test_a_judged_run_reaches_the_server_at_once_and_from_its_folder_alike(envir
     assert done.returncode == 0, done.stdout + done.stderr
     arrived = wandb_server.only_run()
     evaluation, logged = told(arrived)
-    assert (evaluation["answers"], evaluation["score"]["value"]) == (3, 80)
+    assert (evaluation["items"], evaluation["score"]["value"]) == (3, 80)
     assert logged == [{"judged/items"}, {"plots/judged"}, {"plots/loss"}]
     (table,) = (row["judged/items"] for row in arrived["history"] if "judged/items" in row)
     assert (table["_type"], table["nrows"]) == ("table-file", 3)

@@ -62,7 +62,7 @@ class Outcome:
 class Judge:
     """A judge: a `server` (servers.py), and `asking`, which makes questions for it (questions.py).
 
-    `settings` are those that decide replies beside the server's own, `cache` the folder of kept replies.
+    `kind` is the choice of the judge group, `cache` the folder of kept replies.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class Judge:
         try:
             self.version = self.server.version()
         except UserError:
-            if missing or len(versions) > 1:
+            if missing or len(versions) > 1 or self.server.model is None:
                 raise
             if versions:
                 log.warning("the judge's server does not answer; all verdicts are there from earlier")
@@ -244,7 +244,11 @@ def openai_compatible(
     **asking: Any,
 ) -> Judge:
     """The judge of OpenAICompatibleConfig."""
-    key = None if api_key_env is None else os.environ.get(api_key_env)
+    key = None if api_key_env is None else os.environ.get(api_key_env, "").strip()
+    if key is not None and not (key.isascii() and key.isprintable() and key):  # told here, without it
+        raise UserError(
+            f"judge.api_key_env={api_key_env}: that variable holds no key, which is of ASCII characters on one line"
+        )
     server = OpenAICompatible(model, url, timeout, max_tokens, body, key)
     asked = Rubric(scale=scale, rubric=rubric, reference=reference)
     return Judge(server, asked, kind="openai_compatible", cache=cache, **asking)

@@ -188,7 +188,7 @@ def _lines(url: str, timeout: float, body: dict | None = None, headers: dict[str
                 yield begun
     except urllib.error.HTTPError as error:
         with error:
-            _refuse(error, url)
+            _refuse(error, url, headers.get("Authorization", "").removeprefix("Bearer "))
     except TimeoutError:
         raise Transient(f"no whole reply within {timeout:g} s (judge.timeout)") from None
     except http.client.IncompleteRead:
@@ -200,12 +200,13 @@ def _lines(url: str, timeout: float, body: dict | None = None, headers: dict[str
         raise Transient(f"the connection failed: {plain(str(reason)) or type(reason).__name__}") from None
 
 
-def _refuse(error: urllib.error.HTTPError, url: str) -> None:
-    """Raise what an HTTP error stands for."""
+def _refuse(error: urllib.error.HTTPError, url: str, secret: str) -> None:
+    """Raise what an HTTP error stands for, without the `secret` that its text may repeat."""
     try:
         said = error.read(10_000)
     except (OSError, http.client.HTTPException):
         said = b""
+    said = said.replace(secret.encode(), b"...") if secret else said
     try:
         text = plain(json.loads(said))
     except (ValueError, RecursionError):
