@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from joblib.externals.loky import get_reusable_executor
+from scripted_judge import scripted_judge
 
 from gpt2x import commands
 
@@ -58,6 +59,14 @@ def runs(tmp_path_factory) -> dict[str, Path]:
     return {name: where / name for name in [*RUNS, "GPT2"]}
 
 
+@pytest.fixture
+def judge(monkeypatch):
+    """The address of a server that judges, where Ollama would be."""
+    with scripted_judge() as server:
+        monkeypatch.setenv("OLLAMA_HOST", server.url)
+        yield server.url
+
+
 def test_the_readme_has_its_commands():
     assert len(COMMANDS) >= 12
     assert COMMANDS[0] == "pip install -e . && python scripts/train.py"
@@ -66,7 +75,7 @@ def test_the_readme_has_its_commands():
 
 @pytest.mark.parametrize("line", [c for c in COMMANDS if "gpt2x-" in c])
 def test_a_command_of_the_readme(line, runs, tmp_path, monkeypatch, capsys, request):
-    if any(name in line for name in ("shakespeare", "verdict")):
+    if any(name in line for name in ("shakespeare", "verdict", "instruct_book")):
         request.getfixturevalue("mirror")
     monkeypatch.chdir(tmp_path)
     if "init.size=124M" in line:  # which is half a gigabyte, from the network: what would be run is looked at
@@ -83,6 +92,11 @@ def test_a_command_of_the_readme(line, runs, tmp_path, monkeypatch, capsys, requ
     (tmp_path / "mine.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"Once upon a time\n")))
     command, *arguments = shlex.split(line.removeprefix('echo "Once upon a time" | '), comments=True)
+    if "evaluation=judge" in arguments:
+        url = request.getfixturevalue("judge")
+        arguments = [a.replace("http://127.0.0.1:8080", url) for a in arguments]
+        (tmp_path / "answers.json").write_text(json.dumps([record | {"model_response": "Hm."} for record in records[:2]]))
+        arguments += ["evaluation.max_examples=2", *["evaluation.max_new_tokens=5"] * ("answers=" not in line)]
     for name, run in runs.items():
         arguments = [re.sub(rf"\b{name}$", str(run), argument) for argument in arguments]
     if command == "gpt2x-compare":
@@ -96,7 +110,9 @@ def test_a_command_of_the_readme(line, runs, tmp_path, monkeypatch, capsys, requ
         arguments += small
         if "--help" not in arguments:
             arguments = [a for a in arguments if not a.startswith("trainer.max_steps=")]
-            steps = ["trainer.max_epochs=null"] if "experiment=verdict_124m" in arguments else []
+            steps = ["trainer.max_epochs=null"] * any(
+                f"experiment={name}" in arguments for name in ("verdict_124m", "instruct_book")
+            )
             searched = ["sweep.n_trials=3"] * any(s in line for s in ("sweep=random", "sweep=optuna"))
             arguments = [a for a in arguments if not a.startswith("sweep.n_trials=")]
             arguments += [*steps, *searched, "trainer.max_steps=2"]
@@ -117,6 +133,8 @@ def test_a_command_of_the_readme(line, runs, tmp_path, monkeypatch, capsys, requ
         assert re.fullmatch(r"(spam|ham) [\d.]+ %, (spam|ham) [\d.]+ %\n", output)
     elif "evaluation=classification" in arguments:
         assert "TF-IDF + logistic regression" in output
+    elif "evaluation=judge" in arguments:
+        assert f"2 {'pairs' if 'against=' in line else 'answers'} judged by " in output
     elif "evaluation=rouge" in arguments:
         assert "ROUGE-L" in output
     elif "evaluation=samples" in arguments:
