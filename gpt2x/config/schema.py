@@ -594,7 +594,9 @@ class EvaluateConfig(TrainedModelConfig):
             if getattr(self, name) is not None:
                 raise ConfigError(name, getattr(self, name), "is for evaluation=judge", "add evaluation=judge")
         if self.checkpoint is None:
-            raise ConfigError("", None, "checkpoint must be given: a run's folder")
+            raise ConfigError(
+                "", None, "checkpoint must be given: the folder of a run, or of a model of OpenAI's or Hugging Face's"
+            )
 
     def _check_own_data(self) -> None:
         """Of a model that another program wrote there are no data."""

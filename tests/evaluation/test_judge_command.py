@@ -364,7 +364,7 @@ def test_the_book_counts_what_it_cannot_read(judged, server):
         ),
         (["answers=books.json", "evaluation=perplexity"], 2, "answers=books.json: is for evaluation=judge"),
         (["checkpoint=run", "evaluation=rouge", "judge=book"], 2, "judge=book: is for evaluation=judge"),
-        (["evaluation=rouge"], 2, "checkpoint must be given: a run's folder"),
+        (["evaluation=rouge"], 2, "checkpoint must be given: the folder of a run, or of a model of OpenAI's or Hugging Face's"),
     ],
 )
 def test_what_cannot_be_used_is_named_with_a_remedy(capsys, overrides, code, message):
