@@ -12,6 +12,22 @@ from gpt2x.model.gpt import GPT
 
 SHAPE = {"vocab_size": 61, "n_layer": 3, "n_head": 4, "n_embd": 32, "context_length": 24}
 POSITIONS = ("learned", "rope", "alibi", "none")
+MODERN = dict(position="rope", norm="rmsnorm", mlp="relu2", bias=False, qk_norm=True, softcap=15.0)
+VARIANTS = {  # each option of a model alone, and several together
+    "norm": dict(norm="rmsnorm"),
+    "relu2": dict(mlp="relu2"),
+    "swiglu": dict(mlp="swiglu"),
+    "bias": dict(bias=False),
+    "qk_norm": dict(qk_norm=True),
+    "n_kv_head": dict(n_kv_head=2),
+    "softcap": dict(softcap=3.0),
+    "residual_scalars": dict(residual_scalars=True),
+    "table": dict(value_embeddings="table"),
+    "projection": dict(value_embeddings="projection"),
+    "modern": MODERN,
+    "all": MODERN | dict(mlp="swiglu", n_kv_head=1, softcap=3.0, residual_scalars=True, value_embeddings="table"),
+    "others": dict(position="alibi", mlp="relu2", n_kv_head=2, residual_scalars=True, value_embeddings="projection"),
+}
 
 
 def gpt(seed: int = 0, **changes) -> GPT:

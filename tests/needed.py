@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import yaml
 
 from gpt2x.config.compose import CONFIG_DIR
+from gpt2x.config.option import show
 from gpt2x.config.schema import GROUPS
+from gpt2x.model.config import Variant
 
 _TASKS = {"text": "lm", "table": "classifier", "instructions": "instruct"}
 _EVALUATED = {"classification": "classifier", "rouge": "instruct", "judge": "instruct"}
@@ -21,6 +25,7 @@ _NEEDED = {
     "init/hf": ["init.path=."],  # no name, which would be looked for in the network
     "finetune/head": ["model.tied_head=false"],
 }
+_GPT2 = [f"model.{field.name}={show(field.default)}" for field in fields(Variant)]
 
 
 def needed(group: str, choice: str, root: str = "train") -> list[str]:
@@ -36,6 +41,6 @@ def needed(group: str, choice: str, root: str = "train") -> list[str]:
         return ["evaluation=judge", *needed("evaluation", "judge", root)]
     if group == "sampling" and root == "evaluate":  # no other evaluation draws anything
         return [*more, "evaluation=samples"]
-    if group == "model" and root == "benchmark":  # whatever its context
-        return [*more, "suite.new_tokens=2"]
+    if group == "model" and root == "benchmark":  # whatever its context; its peers are GPT-2 alone
+        return [*more, "suite.new_tokens=2", *_GPT2]
     return more

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from fnmatch import fnmatchcase as fnmatch
 from typing import Any
 
@@ -22,7 +22,7 @@ from gpt2x.evaluation.judge.config import BookConfig, JudgedConfig, JudgementCon
 from gpt2x.generation.config import GenerationConfig, SamplingConfig, WeightsConfig
 from gpt2x.interop.pretrained import KINDS as FOLDERS
 from gpt2x.interop.pretrained import PretrainedError, kind_of, lacking
-from gpt2x.model.config import GPTConfig
+from gpt2x.model.config import GPTConfig, Variant
 from gpt2x.sweep.config import GridConfig, OptunaConfig, PairedConfig
 from gpt2x.task.config import ClassifierConfig, InstructionTuningConfig, LanguageModelingConfig
 from gpt2x.tokenizer.config import BPETokenizerConfig, CharTokenizerConfig, GPT2TokenizerConfig
@@ -204,7 +204,7 @@ class TrainConfig:
         if not same:
             problem = f"the model in init.path={self.init.path} is of another size"
             raise ConfigError("init.size", self.init.size, problem, "leave out one of the two")
-        for name in ("n_layer", "n_head", "n_embd", "position"):
+        for name in ("n_layer", "n_head", "n_embd", *(option.name for option in fields(Variant))):
             mine, value = getattr(self.model, name), getattr(theirs, name)
             if mine != value:
                 remedy = f"leave out model= and model.{name}=, or give {show(value)}: init={kind} brings a shape of its own"
@@ -645,9 +645,8 @@ class BenchmarkConfig:
             raise ConfigError("device.precision", self.device.precision, problem, "choose among suite.contestants")
         if self.device.compile:
             raise ConfigError("device.compile", True, "no contestant is compiled", "leave it out")
-        if self.model.position != "learned":
-            problem = "the other contestants' GPT-2 has learned positions alone"
-            raise ConfigError("model.position", self.model.position, problem, "leave it out")
+        for name, value in self.model.changes().items():
+            raise ConfigError(f"model.{name}", value, "the other contestants are GPT-2 alone", "leave it out")
         try:
             self.suite.check_model(self.model)
         except ConfigError as error:

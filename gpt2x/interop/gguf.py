@@ -16,6 +16,7 @@ from gpt2x.errors import UserError
 from gpt2x.files import replacing
 from gpt2x.model.gpt import GPT
 from gpt2x.model.lora import adapted_layers
+from gpt2x.model.variants import why_not_gpt2
 from gpt2x.tokenizer.base import END_OF_TEXT, Tokenizer
 from gpt2x.tokenizer.byte_level import ByteLevelTokenizer
 from gpt2x.tokenizer.char import CharTokenizer
@@ -141,9 +142,8 @@ def _joins(tokenizer: Tokenizer) -> list[tuple[bytes, bytes]]:
 def _check(model: GPT, tokenizer: Tokenizer, weights: str) -> None:
     if adapted_layers(model):
         raise ValueError("GGUF: the model has an adapter, which would be left out: merge it first")
-    if model.position != "learned":
-        problem = f"the model has position={model.position}, and llama.cpp's gpt2 learned positions alone"
-        raise UserError(f"GGUF: {problem}; train one with model.position=learned")
+    if (why := why_not_gpt2(model)) is not None:
+        raise UserError(f"GGUF: {why}")
     if model.vocab_size < tokenizer.vocab_size:
         problem = f"the model has {model.vocab_size:,} tokens and the tokenizer {tokenizer.vocab_size:,}"
         raise UserError(f"GGUF: {problem}; give the tokenizer that the model was trained with")

@@ -27,6 +27,7 @@ from gpt2x.interop.huggingface_tokenizer import tokenizer_files
 from gpt2x.interop.huggingface_weights import KINDS
 from gpt2x.model.classifier import Classifier, parts
 from gpt2x.model.lora import adapted_layers
+from gpt2x.model.variants import why_not_gpt2
 from gpt2x.tokenizer.base import Tokenizer
 
 _WEIGHTS = "model.safetensors"
@@ -97,9 +98,8 @@ def _check(model: nn.Module, tokenizer: Tokenizer) -> None:
     if adapted_layers(model):
         raise ValueError("the model has an adapter, which would be left out: merge it first")
     gpt = parts(model)[0]
-    if gpt.position != "learned":
-        problem = f"the model has position={gpt.position}, and GPT-2 in transformers learned positions alone"
-        raise UserError(f"Hugging Face: {problem}; train one with model.position=learned")
+    if (why := why_not_gpt2(model)) is not None:
+        raise UserError(f"Hugging Face: {why}")
     if gpt.vocab_size < tokenizer.vocab_size:
         problem = f"the model has {gpt.vocab_size:,} tokens and the tokenizer {tokenizer.vocab_size:,}"
         raise UserError(f"Hugging Face: {problem}; give the tokenizer that the model was trained with")

@@ -117,15 +117,15 @@ def read(path: str | Path) -> Pretrained:
 def write(folder: str | Path, model: GPT, tokenizer: Tokenizer) -> None:
     """Write `model` and `tokenizer` to `folder` as OpenAI's own are, to the byte as TensorFlow would, atomically.
 
-    Raises UserError for what that form cannot hold: positions that are not learned, a head that is not tied, a tokenizer
+    Raises UserError for what that form cannot hold: a model that is no GPT-2, a head that is not tied, a tokenizer
     that is not byte-level; and where the folder holds anything but such files.
     """
     from gpt2x.interop.tensorflow import write_bundle
     from gpt2x.interop.vocabulary import vocabulary_texts
+    from gpt2x.model.variants import why_not_gpt2
 
-    if model.position != "learned":
-        problem = f"the model has position={model.position}, and OpenAI's learned positions alone"
-        raise PretrainedError(f"OpenAI's format: {problem}; train one with model.position=learned")
+    if (why := why_not_gpt2(model)) is not None:
+        raise PretrainedError(f"OpenAI's format: {why}")
     if model.lm_head is not None:
         problem = "the model's head is a matrix of its own, and OpenAI's is the token embedding"
         raise PretrainedError(f"OpenAI's format: {problem}; train one with model.tied_head=true")

@@ -23,6 +23,7 @@ from gpt2x.errors import UserError
 from gpt2x.files import write_atomic
 from gpt2x.interop.bias import shift_for_bias
 from gpt2x.model.lora import HEAD, adaptable_layers, adapted_layers, add_lora, base_hash, ends_with, freeze
+from gpt2x.model.variants import why_not_gpt2
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _BASE = "gpt2x.base"  # the weights' metadata says here which base they belong to, where we wrote them
@@ -46,10 +47,10 @@ def write_adapter(model: nn.Module, folder: str | os.PathLike, *, base_name: str
     the name or folder of that base, for AutoPeftModel. transformers' classifier takes the last token that is not
     padding, and its head has no bias: ours is written as a shift of the final norm, whose output the head alone reads.
 
-    Raises ValueError if there is no adapter, UserError if the head's bias cannot be written so or the model has other than
-    learned positions.
+    Raises ValueError if there is no adapter, UserError if the head's bias cannot be written so or the model is no
+    GPT-2.
     """
-    _check_position(model)
+    _check_gpt2(model)
     layers = adapted_layers(model)
     if not layers:
         raise ValueError("the model has no adapter to write")
@@ -124,7 +125,7 @@ def adapter_settings(model: nn.Module, folder: str | os.PathLike) -> dict[str, A
 
     Raises UserError where it is not for `model`, or of a kind that we do not compute.
     """
-    _check_position(model)
+    _check_gpt2(model)
     path = Path(folder, CONFIG)
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -169,10 +170,9 @@ def adapter_settings(model: nn.Module, folder: str | os.PathLike) -> dict[str, A
 _NAMES = {"lora_A": "lora_A.weight", "lora_B": "lora_B.weight", "magnitude": "lora_magnitude_vector"}
 
 
-def _check_position(model: nn.Module) -> None:
-    if (position := (model.gpt if _is_classifier(model) else model).position) != "learned":
-        problem = f"the model has position={position}, and GPT-2 in transformers learned positions alone"
-        raise UserError(f"PEFT: {problem}; an adapter would compute something else there")
+def _check_gpt2(model: nn.Module) -> None:
+    if (why := why_not_gpt2(model)) is not None:
+        raise UserError(f"PEFT: {why}: in transformers an adapter would compute something else")
 
 
 def _is_classifier(model: nn.Module) -> bool:

@@ -9,23 +9,38 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gpt2x.model.cache import LayerCache
+from gpt2x.model.config import GPT2, Variant
 from gpt2x.model.position import rotate
+from gpt2x.model.variants import Start, unit
 
 
 class CausalSelfAttention(nn.Module):
     """Multi-head attention in which each position sees itself and what stands before it (Vaswani et al., 2017).
 
     Letters in names of shapes: B batch, T positions, C width, N heads, H width of a head (C = N * H),
-    L positions that are looked at: T, or more with a cache, Q those that look: T, or fewer with `at_B`.
+    L positions that are looked at: T, or more with a cache, Q those that look: T, or fewer with `at_B`; K heads of keys and
+    values: N, or fewer (see `variant`). `value` is what each token adds to the values (variants.py), if anything.
     """
 
-    def __init__(self, *, n_embd: int, n_head: int, context_length: int, dropout: float, attention: str):
+    def __init__(
+        self,
+        *,
+        n_embd: int,
+        n_head: int,
+        context_length: int,
+        dropout: float,
+        attention: str,
+        variant: Variant = GPT2,
+        value: nn.Module | None = None,
+    ):
         super().__init__()
-        self.n_head = n_head
+        self.n_head, self.n_kv_head = n_head, variant.n_kv_head or n_head
         self.dropout = dropout
         self.attend = {"manual": self._attend_manual, "sdpa": self._attend_sdpa}[attention]
-        self.c_attn = nn.Linear(n_embd, 3 * n_embd)  # queries, keys and values of all heads in one product
-        self.c_proj = nn.Linear(n_embd, n_embd)
+        # Queries, keys and values of all heads in one product.
+        self.c_attn = nn.Linear(n_embd, (n_head + 2 * self.n_kv_head) * (n_embd // n_head), bias=variant.bias)
+        self.c_proj = nn.Linear(n_embd, n_embd, bias=variant.bias)
+        self.qk_norm, self.value = variant.qk_norm, value
         # Row t of the mask allows positions 0..t. A buffer moves with the model; no checkpoint needs it.
         mask = torch.ones(context_length, context_length, dtype=torch.bool).tril() if attention == "manual" else None
         self.register_buffer("mask", mask, persistent=False)
@@ -38,6 +53,7 @@ class CausalSelfAttention(nn.Module):
         mask: Tensor | None = None,
         turns: Tensor | None = None,
         at_B: Tensor | None = None,
+        start: Start | None = None,
     ) -> Tensor:
         """(B, T, C) -> (B, T, C).
 
@@ -46,21 +62,33 @@ class CausalSelfAttention(nn.Module):
                before, and the positions of ALiBi
         turns  queries and keys are turned by these: rotary positions
         at_B   only what comes out at this position of each row is computed: (B, 1, C)
+        start  what `value` looks back at
         """
-        # Turned keys have no matrix that a query could go through instead; an adapter's layer has two.
-        if at_B is not None and turns is None and type(self.c_attn) is nn.Linear:
+        if at_B is not None and turns is None and self._is_plain():  # turned keys have no such matrix either
             y_BQC = self._attend_at(x_BTC, at_B, mask)
         else:
             B, T, C = x_BTC.shape
-            q, k, v = self.c_attn(x_BTC).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4).unbind()
+            N, K = self.n_head, self.n_kv_head
+            q, k, v = self.c_attn(x_BTC).view(B, T, N + 2 * K, C // N).transpose(1, 2).split([N, K, K], dim=1)
+            if self.qk_norm:
+                q, k = unit(q), unit(k)
+            if self.value is not None:
+                v = v + self.value(x_BTC, start)
             if turns is not None:
                 q, k = rotate(q, turns), rotate(k, turns)
             if cache is not None:
                 k, v = cache.extend(k, v)
                 mask = cache.mask
+            if K < N:  # each serves N / K heads of queries
+                k, v = (x_BKLH.repeat_interleave(N // K, dim=1) for x_BKLH in (k, v))
             y_BQC = self.attend(q, k, v, mask).transpose(1, 2).reshape(B, T, C)
             y_BQC = y_BQC if at_B is None else select(y_BQC, at_B)
         return F.dropout(self.c_proj(y_BQC), self.dropout, self.training)
+
+    def _is_plain(self) -> bool:
+        """Whether a query can go through the matrix of the keys: normalized ones have none, an adapter's layer has two."""
+        alone = self.n_kv_head == self.n_head and not self.qk_norm and self.value is None
+        return alone and type(self.c_attn) is nn.Linear and self.c_attn.bias is not None
 
     def _attend_at(self, x_BTC: Tensor, at_B: Tensor, mask: Tensor | None) -> Tensor:
         """What one query a row finds, (B, 1, C), without the keys and values of all positions.

@@ -1,4 +1,4 @@
-/* One block of GPT-2, as fast as memory delivers its weights: what generating text spends its time on.
+/* One block of GPT-2, or of some of its variants, as fast as memory delivers its weights: what generating text spends its time on.
  *
  * It computes what Block in gpt.py does, for texts whose earlier keys and values are kept (KVCache): called by
  * prepared.py, once a layer, for T new tokens of each of B texts. All numbers are fp32 but for the weights of the linear
@@ -17,7 +17,7 @@
 enum { ROWS = 4, WIDTH = 16 };  /* a tile of weights: 4 outputs by 16 inputs */
 enum { AHEAD = 32 };            /* tiles that are fetched in advance; processors do not look that far */
 enum { FP32, BF16, INT8 };      /* kinds of weights, numbered as in prepared.py */
-enum { STORE, GELU, ADD };      /* what becomes of a product */
+enum { STORE, GELU, ADD, RELU2 }; /* what becomes of a product */
 
 const int tile_shape[] = {ROWS, WIDTH};
 
@@ -29,7 +29,7 @@ struct linear {
 };
 
 struct norm {
-    const float *weight, *bias;
+    const float *weight, *bias; /* none: the states are divided by their root mean square, and that is all */
 };
 
 struct block {
@@ -37,7 +37,7 @@ struct block {
     struct linear c_attn, c_proj;
     struct norm ln_2;
     struct linear mlp_c_fc, mlp_c_proj;
-    int64_t n_head;
+    int64_t n_head, qk_norm, relu2;
     const float *turns, *slopes; /* rotary positions: cosine and sine, (positions, H / 2, 2); ALiBi's: (heads); or neither */
 };
 
@@ -83,6 +83,12 @@ INLINE float gelu(float x)
     return x / (1 + expf(-2 * u));
 }
 
+INLINE float relu2(float x)
+{
+    float positive = fmaxf(x, 0);
+    return positive * positive;
+}
+
 /* ROWS outputs of M rows x. `kind` and `M` are constants wherever this is inlined, so the sums stay in registers. */
 INLINE void tile(int kind, int M, const float *x, const struct linear *l, int64_t n, float *y, int then)
 {
@@ -102,7 +108,7 @@ INLINE void tile(int kind, int M, const float *x, const struct linear *l, int64_
     for (int m = 0; m < M; m++)
         for (int r = 0; r < ROWS && n + r < N; r++) {
             float *out = y + m * N + n + r, value = total(sum[m][r]) * l->scale[n + r] + l->bias[n + r];
-            *out = then == GELU ? gelu(value) : then == ADD ? *out + value : value;
+            *out = then == GELU ? gelu(value) : then == RELU2 ? relu2(value) : then == ADD ? *out + value : value;
         }
 }
 
@@ -117,7 +123,7 @@ INLINE void product(int kind, const struct linear *l, const float *x, float *y, 
     }
 }
 
-/* x (M, K) -> y (M, N): y = x W^T + b, or gelu of it, or y += it. */
+/* x (M, K) -> y (M, N): y = x W^T + b, or a function of it, or y += it. */
 void linear(const struct linear *l, const float *x, float *y, int64_t M, int then)
 {
     switch (l->kind) {
@@ -127,10 +133,24 @@ void linear(const struct linear *l, const float *x, float *y, int64_t M, int the
     }
 }
 
-/* Layer normalization of each row of x (M, C) into y. */
+/* What a row x (n) is multiplied by for a root mean square of 1. */
+INLINE float unit(const float *x, int64_t n)
+{
+    float square = 0;
+#pragma omp simd reduction(+ : square)
+    for (int64_t i = 0; i < n; i++) square += x[i] * x[i];
+    return 1 / sqrtf(square / n + 1e-5f);
+}
+
+/* Layer normalization, or that by the root mean square alone, of each row of x (M, C) into y. */
 static void normalize(const struct norm *norm, const float *x, float *y, int64_t M, int64_t C)
 {
     for (int64_t m = 0; m < M; m++, x += C, y += C) {
+        if (!norm->weight) {
+            const float by = unit(x, C);
+            for (int64_t c = 0; c < C; c++) y[c] = x[c] * by;
+            continue;
+        }
         float mean = 0, variance = 0;
 #pragma omp simd reduction(+ : mean)
         for (int64_t c = 0; c < C; c++) mean += x[c];
@@ -142,12 +162,18 @@ static void normalize(const struct norm *norm, const float *x, float *y, int64_t
     }
 }
 
-/* A query or key x (H) at one position, into y: each pair of numbers turned, as `rotate` in position.py does. */
-static void turn(const float *turns, const float *x, float *y, int64_t H)
+/* A query or key x (H) at a position, into y: where the model does so, with a root mean square of 1, and each pair of numbers
+ * turned, as `rotate` in position.py does. */
+static void place(const struct block *block, const float *x, float *y, int64_t position, int64_t H)
 {
+    const float by = block->qk_norm ? unit(x, H) : 1;
+    for (int64_t h = 0; h < H; h++) y[h] = x[h] * by;
+    if (!block->turns) return;
+    const float *turns = block->turns + position * H;
     for (int64_t h = 0; h < H; h += 2) {
-        y[h] = x[h] * turns[h] - x[h + 1] * turns[h + 1];
-        y[h + 1] = x[h] * turns[h + 1] + x[h + 1] * turns[h];
+        const float a = y[h], b = y[h + 1];
+        y[h] = a * turns[h] - b * turns[h + 1];
+        y[h + 1] = a * turns[h + 1] + b * turns[h];
     }
 }
 
@@ -165,17 +191,13 @@ static void attend(
         const int64_t b = bn / heads, n = bn % heads, start = starts[b];
         float *k = keys + bn * capacity * H, *v = values + bn * capacity * H;
         const float slope = block->slopes ? block->slopes[n] : 0;
-        float weight[start + T], turned[H];
+        float weight[start + T], q[H];
         for (int64_t t = 0; t < T; t++) {
-            const float *q = qkv + (b * T + t) * 3 * C + n * H;
+            const float *x = qkv + (b * T + t) * 3 * C + n * H;
             const int64_t seen = start + t + 1;
-            memcpy(v + (seen - 1) * H, q + 2 * C, H * sizeof *q);
-            if (block->turns) {
-                turn(block->turns + (seen - 1) * H, q + C, k + (seen - 1) * H, H);
-                turn(block->turns + (seen - 1) * H, q, turned, H);
-                q = turned;
-            } else
-                memcpy(k + (seen - 1) * H, q + C, H * sizeof *q);
+            place(block, x, q, seen - 1, H);
+            place(block, x + C, k + (seen - 1) * H, seen - 1, H);
+            memcpy(v + (seen - 1) * H, x + 2 * C, H * sizeof *x);
             float highest = -INFINITY, sum = 0;
             for (int64_t i = 0; i < seen; i++) {
                 float score = 0;
@@ -206,6 +228,6 @@ void block(
     attend(b, wide, keys, values, starts, attended, B, T, capacity);
     linear(&b->c_proj, attended, x, M, ADD);
     normalize(&b->ln_2, x, normed, M, C);
-    linear(&b->mlp_c_fc, normed, wide, M, GELU);
+    linear(&b->mlp_c_fc, normed, wide, M, b->relu2 ? RELU2 : GELU);
     linear(&b->mlp_c_proj, wide, x, M, ADD);
 }

@@ -2,14 +2,61 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 from gpt2x.config.option import ConfigError, option
 
 
 @dataclass(kw_only=True)
-class GPTConfig:
-    """The shape of a GPT-2; the vocabulary comes from the tokenizer."""
+class Variant:
+    """What a model may do otherwise than GPT-2, which is the default of each; variants.py has the parts and their sources."""
+
+    position: str = option(
+        "learned",
+        "how the order of the tokens is known; learned: a trained vector a position, as in GPT-2; rope: queries and keys are "
+        "turned (RoFormer); alibi: scores fall with the distance; none: by nothing but what a token may see",
+        choices=("learned", "rope", "alibi", "none"),
+    )
+    norm: str = option(
+        "layernorm",
+        "of what enters a branch or the head; rmsnorm: divided by its root mean square, without weights or biases",
+        choices=("layernorm", "rmsnorm"),
+    )
+    mlp: str = option(
+        "gelu",
+        "what is between the two layers of the MLP; relu2: max(0, x) squared; swiglu: one half of the numbers lets the other "
+        "through, two thirds as wide, for as many parameters",
+        choices=("gelu", "relu2", "swiglu"),
+    )
+    bias: bool = option(True, "linear layers and layer norms have biases, as in GPT-2")
+    qk_norm: bool = option(False, "bring each query and key to one length before they meet, so that no score runs away")
+    n_kv_head: int | None = option(
+        None, "heads of keys and values, each shared by as many heads of queries; null: n_head, each its own", minimum=1
+    )
+    softcap: float | None = option(None, "bend logits so that they stay within plus and minus this; null: no limit", above=0)
+    residual_scalars: bool = option(
+        False, "before each block the states are scaled, and the embeddings added once more, as much as two learned numbers say"
+    )
+    value_embeddings: str = option(
+        "none",
+        "in every second block each token adds to the values a vector of its own, as far as a gate lets it; table: a trained "
+        "one a token; projection: made of its embedding, with fewer parameters",
+        choices=("none", "table", "projection"),
+    )
+
+    def changes(self) -> dict[str, Any]:
+        """The settings by which this is not GPT-2."""
+        values = {field.name: (getattr(self, field.name), field.default) for field in fields(Variant)}
+        return {name: value for name, (value, default) in values.items() if value != default}
+
+
+GPT2 = Variant()
+
+
+@dataclass(kw_only=True)
+class ShapeConfig:
+    """How large a model is, how it starts and how it is computed."""
 
     _target_: str = "gpt2x.model.gpt.GPT"
     n_layer: int = option(help="transformer blocks", minimum=1)
@@ -21,15 +68,17 @@ class GPTConfig:
     )
     tied_head: bool = option(True, "the output head is the token embedding, as in GPT-2; false: a matrix of its own")
     init: str = option(
-        "gpt2", "gpt2: small normal weights; torch: torch's defaults for its layers, as in the book", choices=("gpt2", "torch")
-    )
-    position: str = option(
-        "learned",
-        "how the order of the tokens is known; learned: a trained vector a position, as in GPT-2; rope: queries and keys are "
-        "turned (RoFormer); alibi: scores fall with the distance; none: by nothing but what a token may see",
-        choices=("learned", "rope", "alibi", "none"),
+        "gpt2",
+        "gpt2: small normal weights; gpt2_zero: the same, but zero in the projections back into the residual stream; "
+        "torch: torch's defaults for its layers, as in the book",
+        choices=("gpt2", "gpt2_zero", "torch"),
     )
     attention: str = option("sdpa", "sdpa is fast; manual computes every matrix in the open", choices=("sdpa", "manual"))
+
+
+@dataclass(kw_only=True)
+class GPTConfig(Variant, ShapeConfig):
+    """The shape of a GPT-2, and what it does otherwise; the vocabulary comes from the tokenizer."""
 
     def check(self) -> None:
         if self.n_embd % self.n_head:
@@ -41,6 +90,10 @@ class GPTConfig:
                 f"the heads must divide the width n_embd={self.n_embd} evenly",
                 f"nearest numbers of heads that do: {', '.join(map(str, sorted(nearest)))}",
             )
+        if self.n_kv_head is not None and self.n_head % self.n_kv_head:
+            divisors = [h for h in range(1, self.n_head + 1) if self.n_head % h == 0]
+            problem = f"each head of keys and values is shared by equally many of the n_head={self.n_head} heads of queries"
+            raise ConfigError("n_kv_head", self.n_kv_head, problem, f"use one of {', '.join(map(str, divisors))}")
         width = self.n_embd // self.n_head
         if self.position == "rope" and width % 2:
             even = [h for h in range(1, self.n_embd + 1) if self.n_embd % (2 * h) == 0]

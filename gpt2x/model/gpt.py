@@ -3,12 +3,13 @@
 The architecture is that of Radford et al., "Language Models are Unsupervised Multitask Learners" (2019), and
 of OpenAI's code for it: a pre-norm transformer decoder with learned positions (position.py has others), tanh-approximated
 GELU and an output head tied to the token embedding. Parameters carry OpenAI's names (wte, wpe, h.0.attn.c_attn, ...).
+What a model may do otherwise stands in variants.py and is none of the model's by default.
 """
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,35 +17,38 @@ from torch import Tensor, nn
 
 from gpt2x.model.attention import CausalSelfAttention, select
 from gpt2x.model.cache import KVCache, LayerCache
+from gpt2x.model.config import GPT2, Variant
 from gpt2x.model.position import ALiBi, Rotary
+from gpt2x.model.variants import ResidualMix, Start, listed, looks_back, mlp, norm, softcapped, value_embedding
 
 
 class MLP(nn.Module):
-    """Two linear layers with a GELU between them, applied to each position alone."""
+    """Two linear layers with a GELU between them, four times as wide as the states, applied to each position alone."""
 
-    def __init__(self, *, n_embd: int, dropout: float):
+    def __init__(self, *, n_embd: int, dropout: float, variant: Variant = GPT2):
         super().__init__()
         self.dropout = dropout
-        self.c_fc = nn.Linear(n_embd, 4 * n_embd)
-        self.c_proj = nn.Linear(4 * n_embd, n_embd)
+        n_first, self.activation, n_second = mlp(variant, n_embd)  # 4 * n_embd, gelu, 4 * n_embd
+        self.c_fc = nn.Linear(n_embd, n_first, bias=variant.bias)
+        self.c_proj = nn.Linear(n_second, n_embd, bias=variant.bias)
 
     def forward(self, x_BTC: Tensor) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
-        hidden = F.gelu(self.c_fc(x_BTC), approximate="tanh")
+        hidden = self.activation(self.c_fc(x_BTC))
         return F.dropout(self.c_proj(hidden), self.dropout, self.training)
 
 
 class Block(nn.Module):
     """One transformer layer: two normalized branches, each added to the residual stream."""
 
-    def __init__(self, *, n_embd: int, n_head: int, context_length: int, dropout: float, attention: str):
+    def __init__(self, *, n_embd: int, dropout: float, variant: Variant = GPT2, **attention: Any):
+        """`attention` are the other settings of CausalSelfAttention."""
         super().__init__()
-        self.ln_1 = nn.LayerNorm(n_embd)
-        self.attn = CausalSelfAttention(
-            n_embd=n_embd, n_head=n_head, context_length=context_length, dropout=dropout, attention=attention
-        )
-        self.ln_2 = nn.LayerNorm(n_embd)
-        self.mlp = MLP(n_embd=n_embd, dropout=dropout)
+        self.mix = ResidualMix() if variant.residual_scalars else None
+        self.ln_1 = norm(variant, n_embd)
+        self.attn = CausalSelfAttention(n_embd=n_embd, dropout=dropout, variant=variant, **attention)
+        self.ln_2 = norm(variant, n_embd)
+        self.mlp = MLP(n_embd=n_embd, dropout=dropout, variant=variant)
 
     def forward(
         self,
@@ -54,9 +58,12 @@ class Block(nn.Module):
         mask: Tensor | None = None,
         turns: Tensor | None = None,
         at_B: Tensor | None = None,
+        start: Start | None = None,
     ) -> Tensor:
         """(B, T, C) -> (B, T, C), or (B, 1, C) with `at_B`; the arguments are those of the attention."""
-        branch = self.attn(self.ln_1(x_BTC), cache, mask=mask, turns=turns, at_B=at_B)
+        if self.mix is not None:
+            x_BTC = self.mix(x_BTC, start)
+        branch = self.attn(self.ln_1(x_BTC), cache, mask=mask, turns=turns, at_B=at_B, start=start)
         x_BTC = branch + (x_BTC if at_B is None else select(x_BTC, at_B))
         return x_BTC + self.mlp(self.ln_2(x_BTC))
 
@@ -73,7 +80,7 @@ class GPT(nn.Module):
 
     `vocab_size` comes from the tokenizer, the other settings from the model's config (see GPTConfig). `generator`
     is the random stream that the initial weights are drawn from. `attention` is "sdpa" or "manual": the same
-    function, fast or with every matrix visible. `position` is "learned", "rope", "alibi" or "none" (see position.py).
+    function, fast or with every matrix visible. `variant` are the settings of `Variant`, by which it is not GPT-2.
     """
 
     def __init__(
@@ -88,26 +95,36 @@ class GPT(nn.Module):
         tied_head: bool = True,
         init: str = "gpt2",
         attention: str = "sdpa",
-        position: str = "learned",
         generator: torch.Generator | None = None,
+        **variant: Any,
     ):
         super().__init__()
+        self.variant = variant = Variant(**variant)
+        if variant.n_kv_head == n_head:
+            variant.n_kv_head = None  # as many as GPT-2 has
         self.vocab_size, self.context_length, self.n_head, self.dropout = vocab_size, context_length, n_head, dropout
         self.shape = f"{n_layer} layers, {n_head} heads, {n_embd} wide, context {context_length}"
-        self.position = position
-        if position != "learned":
-            self.shape += f", position={position}"
+        self.shape += f", {listed(variant)}" if variant != GPT2 else ""
+        self.position = position = variant.position
         self.wte = nn.Embedding(vocab_size, n_embd)
         self.wpe = nn.Embedding(context_length, n_embd) if position == "learned" else None
         self.rotary = Rotary(head_width=n_embd // n_head, context_length=context_length) if position == "rope" else None
         self.alibi = ALiBi(n_head=n_head) if position == "alibi" else None
+        sizes = dict(n_embd=n_embd, n_head=n_head)
         self.h = nn.ModuleList(
-            Block(n_embd=n_embd, n_head=n_head, context_length=context_length, dropout=dropout, attention=attention)
-            for _ in range(n_layer)
+            Block(
+                **sizes,
+                context_length=context_length,
+                dropout=dropout,
+                attention=attention,
+                variant=variant,
+                value=value_embedding(variant, i, **sizes, vocab_size=vocab_size, n_layer=n_layer),
+            )
+            for i in range(n_layer)
         )
-        self.ln_f = nn.LayerNorm(n_embd)
+        self.ln_f = norm(variant, n_embd)
         self.lm_head = None if tied_head else nn.Linear(n_embd, vocab_size, bias=False)
-        {"gpt2": self._init_gpt2, "torch": self._init_torch}[init](generator)
+        {"gpt2": self._init_gpt2, "gpt2_zero": self._init_gpt2_zero, "torch": self._init_torch}[init](generator)
 
     @torch.no_grad()
     def _init_gpt2(self, generator: torch.Generator | None) -> None:
@@ -124,6 +141,14 @@ class GPT(nn.Module):
             elif parameter.dim() == 2:
                 nn.init.normal_(parameter, std=0.02, generator=generator)
             elif name.endswith("bias"):
+                nn.init.zeros_(parameter)
+
+    @torch.no_grad()
+    def _init_gpt2_zero(self, generator: torch.Generator | None) -> None:
+        """The same numbers, but for those projections, which are zero: at first no block adds anything."""
+        self._init_gpt2(generator)
+        for name, parameter in self.named_parameters():
+            if name.endswith("c_proj.weight"):
                 nn.init.zeros_(parameter)
 
     @torch.no_grad()
@@ -174,9 +199,10 @@ class GPT(nn.Module):
 
     def _enter(
         self, tokens_BT: Tensor, cache: KVCache | None, documents_BT: Tensor | None, below: Below | None
-    ) -> tuple[Tensor, int, dict[str, Tensor]]:
+    ) -> tuple[Tensor, int, dict[str, Any]]:
         """The states to begin with, the block that they enter, and what tells the attention of all blocks the order of the
-        tokens, as far as it is not simply one behind the other: the one place where positions come in."""
+        tokens, as far as it is not simply one behind the other: the one place where positions come in. With it comes what
+        the blocks look back at."""
         T, device = tokens_BT.shape[1], tokens_BT.device
         if self.context_length < T:
             raise ValueError(f"{T} tokens do not fit the model's context of {self.context_length}")
@@ -194,12 +220,16 @@ class GPT(nn.Module):
             cache.mask = self.alibi(places, cache.end)
         elif self.alibi is not None:
             order["mask"] = order.get("mask", 0) + self.alibi(places, T)
-        if below is not None:
+        again = looks_back(self.variant)
+        if below is not None and not again:
             return below.states_BTC, below.n, order
         x_BTC = self.wte(tokens_BT)
         if self.wpe is not None:
             x_BTC = x_BTC + self.wpe(positions)
-        return F.dropout(x_BTC, self.dropout, self.training), 0, order
+        x_BTC = F.dropout(x_BTC, self.dropout, self.training)
+        if again:
+            order["start"] = Start(tokens_BT, x_BTC)
+        return (x_BTC, 0, order) if below is None else (below.states_BTC, below.n, order)
 
     @property
     def embeddings(self) -> list[nn.Embedding]:
@@ -210,7 +240,7 @@ class GPT(nn.Module):
         """An empty cache for `rows` texts of up to `capacity` tokens, at most `context_length`."""
         return KVCache(
             n_layer=len(self.h),
-            n_head=self.n_head,
+            n_head=self.variant.n_kv_head or self.n_head,
             head_width=self.wte.embedding_dim // self.n_head,
             rows=rows,
             capacity=min(capacity, self.context_length),
@@ -219,7 +249,8 @@ class GPT(nn.Module):
 
     def logits(self, x: Tensor) -> Tensor:
         """Scores (..., V) over the vocabulary of final states (..., C); a tied head is the token embedding itself."""
-        return F.linear(x, self.wte.weight) if self.lm_head is None else self.lm_head(x)
+        logits = F.linear(x, self.wte.weight) if self.lm_head is None else self.lm_head(x)
+        return logits if self.variant.softcap is None else softcapped(logits, self.variant.softcap)
 
     def forward(
         self,

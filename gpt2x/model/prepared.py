@@ -28,7 +28,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from gpt2x.config.option import ConfigError
+from gpt2x.config.option import ConfigError, show
 from gpt2x.device import Device
 from gpt2x.model.attention import select
 from gpt2x.model.cache import KVCache, LayerCache
@@ -36,12 +36,15 @@ from gpt2x.model.classifier import parts
 from gpt2x.model.gpt import GPT, Block
 from gpt2x.model.lora import merge
 from gpt2x.model.position import ALiBi, Rotary
+from gpt2x.model.variants import relu2
 
 log = logging.getLogger(__name__)
 
 # In the order of the kinds in block.c.
 WEIGHTS = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
 _THEN_STORE = 0
+KNOWN = ("position", "norm", "mlp", "bias", "qk_norm", "softcap")
+"""By what a model may not be GPT-2 (see Variant) and be computed by block.c all the same."""
 
 
 def prepare(model: GPT, *, weights: str = "fp32", precision: str = "fp32", cache: str | Path, with_head: bool = True) -> GPT:
@@ -54,7 +57,7 @@ def prepare(model: GPT, *, weights: str = "fp32", precision: str = "fp32", cache
     cache      folder that keeps the compiled kernel.
     with_head  false: its own output head is not used, as in a classifier.
 
-    An adapter is merged. Raises ConfigError where `weights` need the kernel and it cannot be had.
+    An adapter is merged. Raises ConfigError where `weights` need the kernel and it cannot be had, or does not know the model.
     """
     merge(model)
     if precision == "bf16":
@@ -71,6 +74,9 @@ def prepare(model: GPT, *, weights: str = "fp32", precision: str = "fp32", cache
         kernel = compiled(cache)
         if model.wte.embedding_dim % 16:
             raise KernelError(f"it takes widths that are a multiple of 16, not {model.wte.embedding_dim}")
+        for name, value in model.variant.changes().items():
+            if name not in KNOWN or value == "swiglu":
+                raise KernelError(f"it does not know model.{name}={show(value)}")
     except KernelError as error:
         if weights == "fp32":
             log.warning("generating without the kernel for this processor, through torch's slower products: %s", error)
@@ -129,6 +135,8 @@ class _Block(ctypes.Structure):
         ("mlp_c_fc", _Linear),
         ("mlp_c_proj", _Linear),
         ("n_head", ctypes.c_int64),
+        ("qk_norm", ctypes.c_int64),
+        ("relu2", ctypes.c_int64),
         ("turns", ctypes.c_void_p),
         ("slopes", ctypes.c_void_p),
     )
@@ -205,8 +213,11 @@ class _KernelBlock(_NoCopy):
             self.kept += kept
             return structure
 
-        def norm(layer: nn.LayerNorm) -> _Norm:
-            self.kept += [layer.weight.detach().contiguous(), layer.bias.detach().contiguous()]
+        def norm(layer: nn.LayerNorm | nn.RMSNorm) -> _Norm:
+            if layer.weight is None:
+                return _Norm(None, None)
+            bias = torch.zeros_like(layer.weight) if layer.bias is None else layer.bias
+            self.kept += [layer.weight.detach().contiguous(), bias.detach().contiguous()]
             return _Norm(*(tensor.data_ptr() for tensor in self.kept[-2:]))
 
         def table(values: Tensor) -> int:
@@ -216,7 +227,7 @@ class _KernelBlock(_NoCopy):
         attn, mlp = block.attn, block.mlp
         self.structure = _Block(
             norm(block.ln_1), linear(attn.c_attn), linear(attn.c_proj),
-            norm(block.ln_2), linear(mlp.c_fc), linear(mlp.c_proj), self.n_head,
+            norm(block.ln_2), linear(mlp.c_fc), linear(mlp.c_proj), self.n_head, attn.qk_norm, mlp.activation is relu2,
             None if rotary is None else table(rotary.turns), None if alibi is None else table(alibi.slope_N),
         )  # fmt: skip
         self.pointer = ctypes.byref(self.structure)

@@ -18,7 +18,8 @@ def flops_per_token(model: nn.Module, context: int) -> float:
     frozen layers make of a text may be computed once for all epochs does not count.
     """
     gpt, head = parts(model)
-    matrices = [[p for p in block.parameters() if p.dim() == 2] for block in gpt.h]
+    looked_up = {module.weight for module in gpt.h.modules() if isinstance(module, nn.Embedding)}  # not multiplied with
+    matrices = [[p for p in block.parameters() if p.dim() == 2 and p not in looked_up] for block in gpt.h]
     attention = 4 * gpt.wte.embedding_dim * context
     first = frozen_blocks(model)
     total = 0.0

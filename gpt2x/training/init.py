@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gpt2x.config.option import ConfigError
+from gpt2x.config.option import ConfigError, show
 from gpt2x.interop.pretrained import Pretrained
 from gpt2x.model.classifier import Classifier, parts
+from gpt2x.model.config import GPT2, Variant
 from gpt2x.model.gpt import GPT
 from gpt2x.tokenizer.base import Tokenizer
 from gpt2x.training.checkpoint import Checkpoints
@@ -61,7 +63,7 @@ def from_run(gpt: GPT, tokenizer: Tokenizer, *, path: str, which: str, positions
 
     The context may be shorter than the run's: the positions beyond it are left out. Where positions are not learned it may
     be longer too, else only with `positions` (see `spread`). Raises ConfigError if the run has another tokenizer, or a model
-    of another shape or other positions.
+    of another shape or variant.
     """
     from gpt2x.training.load import load_run  # which in turn builds a run's model anew, where it is an adapter's base
 
@@ -71,9 +73,12 @@ def from_run(gpt: GPT, tokenizer: Tokenizer, *, path: str, which: str, positions
         problem = f"that run's tokens ({theirs}) are not this one's ({mine})"
         raise ConfigError("init.path", path, problem, "leave out tokenizer=: with init=run the tokenizer is the run's own")
     source = parts(run.model)[0]
-    if source.position != gpt.position:
-        problem = f"the model of init.path={path} has position={source.position}, and its weights know no other"
-        raise ConfigError("model.position", gpt.position, problem, "leave it out: with init=run it is the run's own")
+    for field in fields(Variant):
+        theirs, mine = getattr(source.variant, field.name), getattr(gpt.variant, field.name)
+        if theirs != mine:
+            problem = f"the model of init.path={path} has {field.name}={show(theirs)}, and its weights know no other"
+            remedy = "leave it out: with init=run it is the run's own"
+            raise ConfigError(f"model.{field.name}", mine, problem, remedy)
     longer = gpt.context_length > source.context_length and gpt.wpe is not None
     if _shape(gpt) != _shape(source) or (longer and positions is None):
         problem = f"its model has {source}, this one {gpt}"
@@ -111,7 +116,7 @@ def _from_pretrained(gpt: GPT, tokenizer: Tokenizer, pretrained: Pretrained, pos
         raise ConfigError("init.path", about.path, problem, f"leave out tokenizer=: init={about.format} brings its own")
     shape = tuple(about.model[name] for name in ("n_layer", "n_head", "n_embd"))
     longer = gpt.context_length > about.model["context_length"]
-    if shape != _shape(gpt) or gpt.position != "learned" or (longer and positions is None):
+    if shape != _shape(gpt) or gpt.variant != GPT2 or (longer and positions is None):
         problem = f"its model has {about.model}, this one {gpt}"
         raise ConfigError("init.path", about.path, problem, f"leave out model=: init={about.format} brings its own")
     fill(gpt, pretrained.tensors, positions)

@@ -206,7 +206,7 @@ def test_llama_cpp_takes_part_with_one_prompt(tmp_path, actors, capsys):
         ("device.precision=bf16", "the precision is part of what each contestant is"),
         ("device=cuda", "what is measured is the processor"),
         ("device.compile=true", "no contestant is compiled"),
-        ("model.position=rope", "model.position=rope: the other contestants' GPT-2 has learned positions alone"),
+        ("model.position=rope", "model.position=rope: the other contestants are GPT-2 alone"),
     ],
 )
 def test_a_wrong_setting_is_refused(argument, message, capsys):

@@ -168,7 +168,7 @@ def test_a_signal_leaves_no_process_and_no_file(tmp_path):
         ("suite.vocab_size=256", "suite.vocab_size=256: must be at least 257"),
         ("suite.batch_size=0", "suite.batch_size=0: must be at least 1"),
         ("suite.tokens=5", "suite.tokens=5: this choice of suite has no such setting; suite=finetune has"),
-        ("model.position=rope", "the other contestants' GPT-2 has learned positions alone"),
+        ("model.position=rope", "the other contestants are GPT-2 alone"),
     ],
 )
 def test_a_wrong_setting_is_refused(argument, message, capsys):

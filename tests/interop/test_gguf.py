@@ -248,8 +248,13 @@ def test_every_learned_token_has_a_merge(bpe):
     [
         (dict(vocab_size=4), CharTokenizer("abcd"), "f32", "model has 4 tokens and the tokenizer 5"),
         (dict(vocab_size=100), "bpe", "f32", "model has 100 tokens and the tokenizer 400"),
-        (dict(vocab_size=400, position="rope"), "bpe", "f32", "position=rope, and llama.cpp's gpt2 learned positions alone"),
-        (dict(vocab_size=400, position="alibi"), "bpe", "f16", "position=alibi.*train one with model.position=learned"),
+        (dict(vocab_size=400, position="rope"), "bpe", "f32", "the model has position=rope, and GPT-2 has position=learned"),
+        (
+            dict(vocab_size=400, mlp="relu2", bias=False),
+            "bpe",
+            "f16",
+            "mlp=relu2, bias=false, and GPT-2 has mlp=gelu, bias=true",
+        ),
         (dict(vocab_size=400, position="none"), "bpe", "q8_0", "position=none"),
         (dict(vocab_size=400, n_embd=48), "bpe", "q8_0", "q8_0 needs a width that 32 divides.*n_embd is 48.*f16 or f32"),
     ],

@@ -171,7 +171,7 @@ def test_the_way_there_and_back_changes_no_bit(tmp_path, changes, dtype):
 
 @pytest.mark.parametrize("position", ["rope", "alibi", "none"])
 def test_other_positions_are_refused(tmp_path, position):
-    with pytest.raises(UserError, match=f"position={position}, and GPT-2 in transformers learned positions alone"):
+    with pytest.raises(UserError, match=f"the model has position={position}, and GPT-2 has position=learned"):
         write_huggingface(tmp_path / "out", gpt(position=position), CHARACTERS)
     assert list(tmp_path.iterdir()) == []
 

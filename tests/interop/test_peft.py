@@ -217,7 +217,7 @@ def test_other_positions_than_learned_ones_are_refused_both_ways(tmp_path, posit
         lambda: write_adapter(trained(gpt(position=position)), tmp_path / "ours"),
         lambda: read_adapter(model, tmp_path / "theirs"),
     ):
-        with pytest.raises(UserError, match=f"position={position}, and GPT-2 in transformers learned positions alone"):
+        with pytest.raises(UserError, match=f"the model has position={position}, and GPT-2 has position=learned"):
             use()
     assert not (tmp_path / "ours").exists()
     assert not adapted_layers(model)

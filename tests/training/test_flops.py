@@ -1,6 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from models import VARIANTS
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -25,6 +26,13 @@ def counted(model: nn.Module, rows: int, context: int) -> float:
 def test_all_trained(context, tied_head):
     model = GPT(**SHAPE, attention="manual", tied_head=tied_head)
     assert flops_per_token(model, context) == counted(model, 2, context)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_variant_is_counted_as_what_it_multiplies(name):
+    """But for what is made of the embeddings in block 0, where nothing lies below them that would learn from it."""
+    model = GPT(**SHAPE, attention="manual", **VARIANTS[name])
+    assert flops_per_token(model, 24) == counted(model, 2, 24)
 
 
 def test_the_formula():

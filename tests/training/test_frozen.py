@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from models import VARIANTS
 
 from gpt2x.config.compose import to_yaml
 from gpt2x.training import frozen
@@ -97,6 +98,17 @@ def test_it_is_also_with_other_positions(fine_tuning, tmp_path, capsys, position
     assert_same_run(tmp_path / "memory", tmp_path / "off")
 
 
+@pytest.mark.parametrize("name", ["all", "others"])
+def test_it_is_also_with_blocks_that_look_back_at_the_embeddings(fine_tuning, tmp_path, capsys, name):
+    kind, settings = TUNED["instruct, packing"]
+    variant = {f"model.{option}": value for option, value in VARIANTS[name].items()} | {"model.n_kv_head": 1}
+    settings = settings | variant | {"trainer.max_steps": 20}
+    for keep in ("memory", "off"):
+        train(fine_tuning(kind, finetune=LastBlockConfig(), **settings | {"trainer.frozen_cache": keep}), tmp_path / keep)
+        assert bool("are computed once" in said(capsys)) == (keep == "memory")
+    assert_same_run(tmp_path / "memory", tmp_path / "off")
+
+
 def test_an_average_micro_batches_and_an_evaluation_of_training_rows_go_with_it(fine_tuning, tmp_path):
     more = {"trainer.ema_decay": 0.9, "trainer.accumulate": 3, "trainer.eval_train_windows": 20}
     for keep in ("memory", "off"):
@@ -146,6 +158,7 @@ def test_a_later_run_finds_the_file_and_one_with_other_weights_data_tokens_or_bl
         "attention": {"model.attention": "manual"},
         "rope": {"model.position": "rope"},
         "no positions": {"model.position": "none"},  # with the same weights as rope
+        "qk_norm": {"model.qk_norm": True},  # with those of the first
     }
     for number, (name, change) in enumerate(changes.items(), 2):
         assert "found in" not in run(name, **change), name

@@ -16,6 +16,7 @@ from gpt2x.config.compose import compose, from_yaml
 from gpt2x.config.schema import TrainConfig
 from gpt2x.errors import UserError
 from gpt2x.model.classifier import parts
+from gpt2x.model.config import GPT2
 from gpt2x.training.checkpoint import Checkpoints
 from gpt2x.training.load import load_run
 
@@ -169,6 +170,20 @@ def test_other_positions_are_refused_by_name(make_base, tmp_path, capsys, theirs
     error = capsys.readouterr().err
     assert f"model.position={mine}: the model of init.path={base} has position={theirs}" in error
     assert "leave it out: with init=run it is the run's own" in error
+
+
+@pytest.mark.parametrize("option", ["qk_norm=true", "softcap=15.0", "mlp=relu2", "residual_scalars=true"])
+def test_another_variant_is_refused_by_name_also_where_the_weights_would_fit(base, tmp_path, capsys, option):
+    assert run(tmp_path / "run", *TUNED["classifier"], *from_base(base, f"model.{option}")) == 2
+    assert f"model.{option}: the model of init.path={base} has {option.split('=')[0]}=" in capsys.readouterr().err
+
+
+def test_a_variant_is_the_runs_own(make_base, tmp_path):
+    options = ("model.mlp=swiglu", "model.bias=false", "model.value_embeddings=table", "model.norm=rmsnorm")
+    base = make_base("variant", *options)
+    assert run(tmp_path / "run", *TUNED["classifier"], *from_base(base)) == 0
+    assert same(gpt_weights(tmp_path / "run", "last"), gpt_weights(base))
+    assert load_run(tmp_path / "run").model.gpt.variant == load_run(base).model.variant != GPT2
 
 
 @pytest.mark.parametrize("position", ["rope", "alibi", "none"])
