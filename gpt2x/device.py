@@ -49,6 +49,13 @@ class DeviceConfig:
             )
 
 
+def has_bf16(type: str) -> bool:
+    """Whether this machine's device of a type, "cpu" or "cuda", has instructions for bfloat16."""
+    import torch
+
+    return torch.cuda.is_bf16_supported() if type == "cuda" else _cpu_has_bf16()
+
+
 def _cpu_has_bf16() -> bool:
     import torch
 

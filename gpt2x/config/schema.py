@@ -37,6 +37,7 @@ from gpt2x.training.config import (
     LastBlockConfig,
     LinearConfig,
     LoRAConfig,
+    MuonConfig,
     OpenAIInitConfig,
     RangeTestConfig,
     RunInitConfig,
@@ -73,7 +74,7 @@ GROUPS: dict[str, tuple[type, ...]] = {
     "task": (LanguageModelingConfig, ClassifierConfig, InstructionTuningConfig),
     "init": (ScratchConfig, RunInitConfig, OpenAIInitConfig, HuggingFaceInitConfig),
     "finetune": (FullConfig, LastBlockConfig, HeadConfig, LoRAConfig),
-    "optimizer": (AdamWConfig, SGDConfig),
+    "optimizer": (AdamWConfig, MuonConfig, SGDConfig),
     "schedule": (CosineConfig, WSDConfig, LinearConfig, ConstantConfig, RangeTestConfig),
     "device": (DeviceConfig,),
     "logger": (WandbConfig, NoLoggerConfig),
@@ -204,7 +205,7 @@ class TrainConfig:
         if not same:
             problem = f"the model in init.path={self.init.path} is of another size"
             raise ConfigError("init.size", self.init.size, problem, "leave out one of the two")
-        for name in ("n_layer", "n_head", "n_embd", *(option.name for option in fields(Variant))):
+        for name in ("n_layer", "n_head", "n_embd", *(f.name for f in fields(Variant))):
             mine, value = getattr(self.model, name), getattr(theirs, name)
             if mine != value:
                 remedy = f"leave out model= and model.{name}=, or give {show(value)}: init={kind} brings a shape of its own"

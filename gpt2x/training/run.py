@@ -40,6 +40,7 @@ from gpt2x.training.frozen import FrozenStates, frozen_states
 from gpt2x.training.init import locate
 from gpt2x.training.load import new_model
 from gpt2x.training.lr_range import plot_lr_range, read_lr_range
+from gpt2x.training.muon import Muon
 from gpt2x.training.plots import plot_classes, plot_loss
 from gpt2x.training.run_folder import RunFolder
 from gpt2x.training.signals import StopRequest
@@ -117,6 +118,8 @@ def train(
         log.info("data     %s", data)
         log.info("tokens   %s, %s in the vocabulary", tokenizer.kind, f"{tokenizer.vocab_size:,}")
         log.info("model    %s", model)
+        if isinstance(optimizer, Muon):
+            log.info("learns   %s", optimizer)
         if not all(parameter.requires_grad for parameter in model.parameters()):
             log.info("%s", table(model))
             if isinstance(config.init, ScratchConfig):
@@ -162,6 +165,10 @@ def train(
                 log.info("nothing left to do; a trainer.max_steps above %d makes the run longer", state.step)
             trainer.fit(stop, _frozen(config, model, data, device, steps))  # of the weights that are resumed with
             folder.result["peak_memory_bytes"] = device.peak_memory()
+            if isinstance(optimizer, Muon) and trainer.step_seconds and config.device.type == "cpu":  # a GPU works on meanwhile
+                log.info(
+                    "learned  %.0f %% of the steps' time was Muon's", 100 * trainer.optimizer_seconds / trainer.step_seconds
+                )
             _conclude(config, run_dir, state, device.peak_memory(), tracker)
             if state.finished and isinstance(config.schedule, RangeTestConfig):
                 folder.result["suggested_lr"] = _suggest_lr(run_dir, config.name, tracker)

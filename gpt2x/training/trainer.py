@@ -30,6 +30,7 @@ from gpt2x.training.checkpoint import Checkpoint, Checkpoints
 from gpt2x.training.ema import EMA
 from gpt2x.training.flops import flops_per_token
 from gpt2x.training.frozen import FrozenStates
+from gpt2x.training.optimizer import before_step
 from gpt2x.training.schedule import Schedule
 from gpt2x.training.signals import StopRequest
 from gpt2x.training.streams import RandomStreams
@@ -48,7 +49,7 @@ class TrainState:
     step: int = 0
     tokens: int = 0
     seconds: float = 0.0
-    flops: float = 0.0  # estimated operations of training (flops.py)
+    flops: float = 0.0  # estimated operations of training (flops.py), and those of an optimizer that has many (muon.py)
     best: float | None = None  # lowest value of the task's metric so far, and the step it was reached at
     best_step: int | None = None
     evaluations_since_best: int = 0
@@ -115,6 +116,7 @@ class Trainer:
         self.state = TrainState()
         self.saved = (-1, -1)  # the step of the newest checkpoint, and the last evaluation it knows of
         self.interval = [0, 0.0]  # tokens and seconds of training since the last logged row
+        self.step_seconds = self.optimizer_seconds = 0.0  # of all steps since this began, and of the optimizer in them
 
     def fit(self, stop: StopRequest, frozen: FrozenStates | None = None) -> TrainState:
         """Train to the end, or until `stop`; the state and its checkpoint are then saved either way.
@@ -204,16 +206,22 @@ class Trainer:
             return {}
         if self.clip_norm is not None and norm > self.clip_norm:
             torch._foreach_mul_(gradients, self.clip_norm / norm)
+        before_step(self.optimizer, state.step, tokens)
+        optimizing = time.perf_counter()
         self.optimizer.step()
+        self.optimizer_seconds += time.perf_counter() - optimizing
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema is not None:
             self.ema.update(state.step)
         state.step += 1
         state.tokens += tokens
         state.flops += sum(batch.tokens * self.flops_per_token(batch.inputs.shape[1]) for batch in batches)
+        state.flops += getattr(self.optimizer, "flops", 0.0)
         self._watch(loss)
+        seconds = time.perf_counter() - started
+        self.step_seconds += seconds
         self.interval[0] += tokens
-        self.interval[1] += time.perf_counter() - started
+        self.interval[1] += seconds
         speed = self.interval[0] / self.interval[1]
         self.progress.step(state.step, loss, speed)
         if state.step % self.log_every and state.step != self.max_steps:
