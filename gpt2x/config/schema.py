@@ -161,12 +161,27 @@ class TrainConfig:
                 f"the warm-up is longer than the run's trainer.max_steps={trainer.max_steps}",
                 f"such as schedule.warmup_steps={trainer.max_steps // 10}",
             )
+        if trainer.sequence_warmup_steps:
+            self._check_sequence_warmup()
         if trainer.patience is not None and getattr(self.data, "val_fraction", None) == 0:
             problem = "with data.val_fraction=0 there is no validation loss to watch"
             raise ConfigError("trainer.patience", trainer.patience, problem)
         if trainer.keep_every is not None and trainer.keep_every % every:
             problem = f"must be a multiple of {every}, the steps between checkpoints"
             raise ConfigError("trainer.keep_every", trainer.keep_every, problem)
+
+    def _check_sequence_warmup(self) -> None:
+        trainer, full = self.trainer, self.model.context_length
+        steps, start = trainer.sequence_warmup_steps, trainer.sequence_start
+        if self.task.data_kind != "text":
+            problem = "is for text: a part of an example is another example"
+            raise ConfigError("trainer.sequence_warmup_steps", steps, problem, "leave it out")
+        if trainer.max_steps is not None and steps > trainer.max_steps:
+            problem = f"the rows would still grow at the end of trainer.max_steps={trainer.max_steps}"
+            raise ConfigError("trainer.sequence_warmup_steps", steps, problem, f"use at most {trainer.max_steps}")
+        if start >= full:
+            problem = f"rows have model.context_length={full} tokens, so there is nothing to grow"
+            raise ConfigError("trainer.sequence_start", start, problem, f"such as trainer.sequence_start={max(1, full // 4)}")
 
     def check_available(self) -> None:
         """The model to begin with must be there, but for a resumed run that has all its weights in its own checkpoints."""

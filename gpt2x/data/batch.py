@@ -41,6 +41,11 @@ class Batch:
         """Token ids that are no padding."""
         return self.inputs.numel() if self.lengths is None else int(self.lengths.sum())
 
+    def first(self, length: int) -> Batch:
+        """The first `length` tokens of each row; of rows without padding, each token of which predicts the next."""
+        inputs, targets = self.inputs[:, :length], self.targets[:, :length]
+        return dataclasses.replace(self, inputs=inputs, targets=targets, weight=inputs.numel())
+
     def to(self, device: torch.device) -> Batch:
         if self.inputs.device == device:
             return self

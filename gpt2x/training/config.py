@@ -173,6 +173,10 @@ class TrainerConfig:
     max_steps: int | None = option(None, "optimizer steps to take", minimum=1)
     max_epochs: float | None = option(None, "passes over the training data to make, instead of max_steps", above=0)
     accumulate: int = option(1, "micro-batches added up in one optimizer step", minimum=1)
+    sequence_warmup_steps: int = option(
+        0, "of text: steps in which the rows of a batch grow from sequence_start tokens to all they have; 0: none", minimum=0
+    )
+    sequence_start: int = option(8, "tokens of each row at the first of these", minimum=1)
     clip_norm: float | None = option(1.0, "clip the gradient's norm to this; null: never", above=0)
     ema_decay: float | None = option(
         None, "also keep an exponential moving average of the weights, and evaluate and sample from it", above=0, below=1

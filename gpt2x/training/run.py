@@ -43,6 +43,7 @@ from gpt2x.training.lr_range import plot_lr_range, read_lr_range
 from gpt2x.training.muon import Muon
 from gpt2x.training.plots import plot_classes, plot_loss
 from gpt2x.training.run_folder import RunFolder
+from gpt2x.training.schedule import SequenceWarmup
 from gpt2x.training.signals import StopRequest
 from gpt2x.training.streams import RandomStreams
 from gpt2x.training.trainer import Trainer, TrainState
@@ -146,6 +147,7 @@ def train(
                 identity=identity,
                 max_steps=steps,
                 accumulate=config.trainer.accumulate,
+                sequence_warmup=_sequence_warmup(config),
                 clip_norm=config.trainer.clip_norm,
                 ema_decay=config.trainer.ema_decay,
                 eval_every=config.trainer.eval_every,
@@ -248,6 +250,12 @@ def _frozen(config: TrainConfig, model: nn.Module, data: Any, device: Device, st
     )
 
 
+def _sequence_warmup(config: TrainConfig) -> SequenceWarmup | None:
+    trainer, full = config.trainer, config.model.context_length
+    steps = trainer.sequence_warmup_steps
+    return SequenceWarmup(start=trainer.sequence_start, full=full, steps=steps) if steps else None
+
+
 def _sampler(
     config: TrainConfig, task: Task, model: nn.Module, tokenizer: tokenizers.Tokenizer, streams: RandomStreams
 ) -> Callable[[int], list[dict[str, str]]]:
@@ -275,6 +283,8 @@ def _plan(config: TrainConfig, data: Any, steps: int, state: TrainState) -> str:
     micro_batches = steps * config.trainer.accumulate
     batch = f"{config.trainer.accumulate} x " * (config.trainer.accumulate > 1) + data.batch_shape
     plan = f"{steps:,} steps of {batch}, {micro_batches / data.batches_per_epoch:.1f} epochs"
+    if growing := config.trainer.sequence_warmup_steps:
+        plan += f"; the first {growing:,} are shorter, from {config.trainer.sequence_start} tokens on"
     return f"{plan}; going on from step {state.step:,}" if config.resume is not None else plan
 
 

@@ -73,6 +73,23 @@ class WSD(Schedule):
         return 1.0
 
 
+class SequenceWarmup:
+    """Of how many tokens the rows of a batch are, step by step: a line from `start` to `full` over `steps` steps (Li et al.,
+    2021, "The Stability-Efficiency Dilemma"), in multiples of 8, which take few different computations.
+
+    Short rows cost less, and are the smaller batches that serve a young model as well.
+    """
+
+    def __init__(self, *, start: int, full: int, steps: int):
+        self.start, self.full, self.steps = start, full, steps
+
+    def __call__(self, step: int) -> int:
+        """The length after `step` steps."""
+        if step >= self.steps:
+            return self.full
+        return max(self.start, int(self.start + (self.full - self.start) * step / self.steps) // 8 * 8)
+
+
 class RangeTest(Schedule):
     """Up from `start` to the peak by the same factor at every step: one run that tries all learning rates (Smith, 2015)."""
 

@@ -31,7 +31,7 @@ from gpt2x.training.ema import EMA
 from gpt2x.training.flops import flops_per_token
 from gpt2x.training.frozen import FrozenStates
 from gpt2x.training.optimizer import before_step
-from gpt2x.training.schedule import Schedule
+from gpt2x.training.schedule import Schedule, SequenceWarmup
 from gpt2x.training.signals import StopRequest
 from gpt2x.training.streams import RandomStreams
 
@@ -90,6 +90,7 @@ class Trainer:
         identity: dict[str, Any],
         max_steps: int,
         accumulate: int,
+        sequence_warmup: SequenceWarmup | None,
         clip_norm: float | None,
         ema_decay: float | None,
         eval_every: int,
@@ -104,6 +105,7 @@ class Trainer:
         self.device, self.streams, self.tracker, self.checkpoints = device, streams, tracker, checkpoints
         self.progress, self.sample, self.identity = progress, sample, identity
         self.max_steps, self.accumulate, self.clip_norm = max_steps, accumulate, clip_norm
+        self.sequence_warmup = sequence_warmup
         self.eval_every, self.eval_train_windows, self.patience = eval_every, eval_train_windows, patience
         self.divergence, self.prune = divergence, prune
         self.checkpoint_every, self.log_every = checkpoint_every or eval_every, log_every
@@ -188,7 +190,10 @@ class Trainer:
         self.model.train()
         self.streams.seed_dropout(state.step)
         first = state.step * self.accumulate
-        batches = [self._ready(self.data.train_batch(first + i)) for i in range(self.accumulate)]
+        batches = [self.data.train_batch(first + i) for i in range(self.accumulate)]
+        if self.sequence_warmup is not None and state.step < self.sequence_warmup.steps:
+            batches = [batch.first(self.sequence_warmup(state.step)) for batch in batches]
+        batches = list(map(self._ready, batches))
         weight, tokens = sum(batch.weight for batch in batches), sum(batch.tokens for batch in batches)
         loss = 0.0
         for batch in batches:

@@ -179,3 +179,17 @@ def test_a_full_disk_fails_the_run_and_keeps_the_earlier_checkpoint(tmp_path, un
     assert sorted(p.name for p in (run / "checkpoints").iterdir()) == before
     finish(resume(run))
     assert outcome(run) == expected
+
+
+def test_with_muon_and_growing_rows_it_goes_on_to_the_same_bits_too(tmp_path):
+    """Killed while the momentum and the rows are still on their way up."""
+    rising = ["optimizer=muon", "optimizer.momentum_warmup_steps=100", "trainer.sequence_warmup_steps=90", "model.mlp=swiglu"]
+    short = ["trainer.max_steps=110", "model.position=rope", "model.value_embeddings=table", "model.residual_scalars=true"]
+    finish(start(tmp_path / "undisturbed", *rising, *short))
+    run = tmp_path / "run"
+    process = start(run, *rising, *short)
+    wait_for(lambda: rows(run) > 55, process)
+    process.kill()
+    process.communicate()
+    finish(resume(run))
+    assert outcome(run) == outcome(tmp_path / "undisturbed")
