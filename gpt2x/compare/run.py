@@ -121,7 +121,9 @@ def _print_runs(runs: Runs, config: CompareConfig, width: int) -> None:
 def _print_groups(runs: Runs, found: list[Group], baseline: Group | None, config: CompareConfig, width: int) -> pd.DataFrame:
     """Print the groups over their seeds, and return them as a table of numbers."""
     baseline = baseline if len(found) > 1 else None
-    table = group_table(found, config.metric, baseline)
+    table, names = group_table(found, config.metric, baseline), _names(runs, found)
+    if names:
+        table.insert(0, "name", names)
     if all(group.n <= 1 for group in found):
         print("One seed each: several of each (seeds=5 in training) would tell what of this is more than luck.\n")
         return table
@@ -129,6 +131,9 @@ def _print_groups(runs: Runs, found: list[Group], baseline: Group | None, config
     settings = by_variety(runs, [column for column in varied(runs) if column in found[0].settings])
     told = shown(group_table(found[: config.rows], config.metric, baseline, settings))
     numbers = list(told.columns[told.columns.get_loc("n") :])
+    if names:
+        told.insert(0, "name", names[: config.rows])
+        numbers.insert(0, "name")
     print(render(fitting(told, width, numbers, index=False), width, index=False))
     if baseline is not None:
         note = "mean ± standard error; each verdict is on its own: of 20 where nothing differs, one will find something"
@@ -140,6 +145,13 @@ def _print_groups(runs: Runs, found: list[Group], baseline: Group | None, config
         print(f"\n{note}{luck}.")
     print()
     return table
+
+
+def _names(runs: Runs, found: list[Group]) -> list[str]:
+    """The names of the groups, where those of all its runs are one that no other group has; else none."""
+    names = [set(runs.table.loc[list(group.runs), "name"]) for group in found]
+    alone = all(len(own) == 1 for own in names) and len(set().union(*names)) == len(found)
+    return [name for own in names for name in own] if alone and len(found) > 1 else []
 
 
 def _judge(runs: Runs, known: list[Curve]) -> list[Judgement]:

@@ -41,7 +41,7 @@ from gpt2x.config.resume import changeable, differences
 from gpt2x.device import default_threads
 from gpt2x.errors import UserError
 from gpt2x.files import shown, write_atomic
-from gpt2x.sweep.config import GridConfig, PairedConfig
+from gpt2x.sweep.config import LISTED, GridConfig
 from gpt2x.sweep.search import Choices, Grid, Interval, Repeated, Search, Space, Trial, check_space
 from gpt2x.sweep.table import failures, read_rows, table, write_csv
 from gpt2x.tracking.result import read_result
@@ -273,7 +273,7 @@ def multirun(
     launcher = Launcher(master.hydra.launcher, given)
     jobs = _Jobs(command, composer, planned, launcher.here)
     _warn_of_threads(launcher, planned)
-    listed = isinstance(how.sweep, (GridConfig, PairedConfig))
+    listed = isinstance(how.sweep, LISTED)
     if not listed:
         check_space(planned.space)
     first = [t.values for t in _search(how, planned, None).ask(MAX_CHECKED)] if listed else planned.corners()
@@ -328,7 +328,8 @@ def multirun(
         code = loop.run(launcher.at_once if search.learns else MAX_CHECKED)
         callbacks.on_multirun_end(config=config, config_name=composer.config_name)
         if command.has_run_folder:
-            keys = [*planned.space, *(["seed"] if how.seeds is not None else [])]
+            told = planned.space if search.told_by is None else [search.told_by]
+            keys = [*told, *(["seed"] if how.seeds is not None else [])]
             code = _conclude(command, folder, keys, search, loop, code)
     return code
 
@@ -350,7 +351,7 @@ def _check_same(folder: Path, command: Command, composer: Composer, how: _HowToS
 
     def asked(how: _HowToSweep, planned: Plan) -> dict[str, Any]:
         search = {"sweep": how.sweep._target_.rpartition(".")[2]}
-        if isinstance(how.sweep, (GridConfig, PairedConfig)):
+        if isinstance(how.sweep, LISTED):
             return search
         search |= {f"sweep.{key}": getattr(how.sweep, key) for key in ("objectives", "storage", "study")}
         fixed = {key: value for key, value in planned.fixed.items() if not changeable(key)}

@@ -23,7 +23,7 @@ from gpt2x.generation.config import GenerationConfig, SamplingConfig, WeightsCon
 from gpt2x.interop.pretrained import KINDS as FOLDERS
 from gpt2x.interop.pretrained import PretrainedError, kind_of, lacking
 from gpt2x.model.config import GPTConfig, Variant
-from gpt2x.sweep.config import GridConfig, OptunaConfig, PairedConfig
+from gpt2x.sweep.config import GridConfig, OneAtATimeConfig, OptunaConfig, PairedConfig
 from gpt2x.task.config import ClassifierConfig, InstructionTuningConfig, LanguageModelingConfig
 from gpt2x.tokenizer.config import BPETokenizerConfig, CharTokenizerConfig, GPT2TokenizerConfig
 from gpt2x.tracking.config import NoLoggerConfig, WandbConfig
@@ -81,7 +81,7 @@ GROUPS: dict[str, tuple[type, ...]] = {
     "sampling": (SamplingConfig,),
     "evaluation": (PerplexityConfig, ClassificationConfig, RougeConfig, SamplesConfig, JudgementConfig, JudgedConfig),
     "judge": (OllamaConfig, OpenAICompatibleConfig, BookConfig),
-    "sweep": (GridConfig, PairedConfig, OptunaConfig),
+    "sweep": (GridConfig, PairedConfig, OneAtATimeConfig, OptunaConfig),
     "suite": (GenerateSuiteConfig, FinetuneSuiteConfig, JobSuiteConfig, LoadSuiteConfig),
 }
 

@@ -38,6 +38,17 @@ class PairedConfig(SweepConfig):
 
 
 @dataclass(kw_only=True)
+class OneAtATimeConfig(SweepConfig):
+    """The first values of all lists, then the same but for one value, in turn: what each option does alone."""
+
+    _target_: str = "gpt2x.sweep.search.OneAtATime"
+
+
+LISTED = (GridConfig, PairedConfig, OneAtATimeConfig)
+"""Those whose runs are known before the first one starts."""
+
+
+@dataclass(kw_only=True)
 class OptunaConfig(SweepConfig):
     """A search with Optuna, in which what the runs before have reached decides what is tried next."""
 

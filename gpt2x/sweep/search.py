@@ -7,6 +7,7 @@ overrides of a run. Nothing here knows how a run is made.
 from __future__ import annotations
 
 import itertools
+import re
 import statistics
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -56,6 +57,9 @@ class Search:
     learns = False
     pruning: Callable[[int], Any] | None = None
     """Makes, of a trial's number, what may give its run up (see Trainer); None: nothing does. It is sent to other processes."""
+
+    told_by: str | None = None
+    """The one value of a trial that says which it is, for a table that cannot show all; None: all of them are needed."""
 
     best_are = "best"
     """What `best` gives: the best one, or those that are "pareto"-optimal."""
@@ -112,6 +116,36 @@ class Paired(Listed):
         super().__init__(dict(zip(axes, values, strict=True)) for values in (zip(*axes.values()) if axes else [()]))
 
 
+class OneAtATime(Listed):
+    """The first values of all axes, which are the plain recipe; then that with one other value, of each axis in turn.
+
+    Each trial is named after what is changed in it, such as "mlp-relu2", the first one "plain". `settings` are those of the
+    sweep loop. Raises ConfigError for an interval, which has no list of values.
+    """
+
+    told_by = "name"
+
+    def __init__(self, space: Space, **settings: Any):
+        axes = lists(space)
+        if "name" in axes:
+            problem = "sweep=one_at_a_time names each run after what is changed in it"
+            raise ConfigError("name", ",".join(axes["name"]), problem, "leave it out")
+        plain = {key: values[0] for key, values in axes.items()}
+        changes = [(key, value) for key, values in axes.items() for value in values[1:]]
+        super().__init__(
+            [
+                plain | {"name": "plain"},
+                *(plain | {key: value, "name": _label(key, value)} for key, value in changes),
+            ]
+        )
+
+
+def _label(key: str, value: str) -> str:
+    """A name for a run with this value, fit for a folder."""
+    told = {"True": "true", "False": "false"}.get(value, value)
+    return re.sub(r"[^\w.+-]", "_", f"{key.rpartition('.')[2]}-{told}")[:100]
+
+
 class Repeated(Search):
     """Another search, none that gives runs up, each of whose trials is made once for each of `values` of the setting `key`,
     such as a seed.
@@ -121,7 +155,7 @@ class Repeated(Search):
 
     def __init__(self, search: Search, key: str, values: tuple[str, ...]):
         self.search, self.key, self.values = search, key, values
-        self.learns, self.best_are = search.learns, search.best_are
+        self.learns, self.best_are, self.told_by = search.learns, search.best_are, search.told_by
         self._next: deque[Trial] = deque()
         self._asked: dict[int, Trial] = {}
         self._results: dict[int, list[dict[str, Any] | None]] = {}

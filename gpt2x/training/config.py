@@ -9,6 +9,10 @@ from typing import ClassVar
 from gpt2x.config.option import ConfigError, option
 
 SIZES = ("124M", "355M", "774M", "1558M")  # of OpenAI's models
+HALF_LIFE = (
+    "the second moment forgets half in as many tokens, whatever the batch: its decay is 0.5^(tokens of a step / this); null: "
+    "that of betas, at each step"
+)
 LAYER_DECAY = "learning rate of each block, as a share of that of the block above it; embeddings come last"
 POSITIONS = (
     "where they are learned, how a context longer than the checkpoint's gets those it lacks; repeat: the same again, from the "
@@ -25,12 +29,7 @@ class AdamWConfig:
     lr: float = option(3e-3, "peak learning rate", above=0, maximum=10)
     weight_decay: float = option(0.1, "decay of matrices and embeddings", minimum=0, maximum=10)
     betas: list[float] = option([0.9, 0.95], "decay of the first and second moment", minimum=0, below=1)
-    beta2_half_life_tokens: float | None = option(
-        None,
-        "the second moment forgets half in as many tokens, whatever the batch: its decay is 0.5^(tokens of a step / this); "
-        "null: that of betas, at each step",
-        above=0,
-    )
+    beta2_half_life_tokens: float | None = option(None, HALF_LIFE, above=0)
     eps: float = option(1e-8, "added to the denominator", above=0)
     decay_all: bool = option(False, "decay norms and biases too, as the plain torch optimizer does")
     layer_decay: float = option(1.0, LAYER_DECAY, above=0, maximum=1)
@@ -67,6 +66,7 @@ class MuonConfig:
     adamw_lr: float = option(3e-3, "peak learning rate of all else", above=0, maximum=10)
     adamw_weight_decay: float = option(0.1, "decay of embeddings and head", minimum=0, maximum=10)
     adamw_betas: list[float] = option([0.9, 0.95], "decay of their first and second moment", minimum=0, below=1)
+    beta2_half_life_tokens: float | None = option(None, HALF_LIFE, above=0)
     adamw_eps: float = option(1e-8, "added to their denominator", above=0)
     decay_all: bool = option(False, "decay norms and biases too")
     layer_decay: float = option(1.0, LAYER_DECAY, above=0, maximum=1)

@@ -46,6 +46,7 @@ def muon(
     adamw_lr: float,
     adamw_weight_decay: float,
     adamw_betas: list[float],
+    beta2_half_life_tokens: float | None,
     adamw_eps: float,
     decay_all: bool,
     layer_decay: float,
@@ -64,9 +65,11 @@ def muon(
     matrices = _groups(model, chosen, lr, weight_decay, decay_all, layer_decay)
     _note(matrices, peak_momentum=momentum, momentum_warmup_steps=momentum_warmup_steps or None)
     rest = [parameter for parameter in model.parameters() if parameter not in chosen]
+    others = _groups(model, rest, adamw_lr, adamw_weight_decay, decay_all, layer_decay)
+    _note(others, beta2_half_life_tokens=beta2_half_life_tokens)
     return Muon(
         matrices,
-        _groups(model, rest, adamw_lr, adamw_weight_decay, decay_all, layer_decay),
+        others,
         rows=_rows(blocks),
         momentum=momentum,
         nesterov=nesterov,

@@ -65,6 +65,20 @@ def test_a_job_knows_nothing_of_the_sweep(train, fake, tmp_path):
         assert not any(re.match("sweep|seeds|hydra", line) for line in run.overrides)
 
 
+def test_one_thing_at_a_time_and_a_table_that_tells_which(train, fake):
+    outcome = train("sweep=one_at_a_time", "model.qk_norm=false,true", "optimizer=adamw,muon", "seeds=2", "hydra.sweep.dir=s")
+    assert outcome.code == 0, outcome.err
+    found = [(run.config.name, run.config.model.qk_norm, type(run.config.optimizer).__name__) for run in fake.runs[::2]]
+    plain = ("plain", False, "AdamWConfig")
+    assert found == [plain, ("qk_norm-true", True, "AdamWConfig"), ("optimizer-muon", False, "MuonConfig")]
+    assert seeds(fake) == [1, 2] * 3
+    head, *rows = outcome.out.partition("\njob ")[2].splitlines()[:7]
+    assert head.split()[:3] == ["name", "seed", "status"]
+    assert {tuple(row.split()[1:3]) for row in rows} == {(name, seed) for name, *_ in found for seed in "12"}
+    assert train("resume=s").code == 0
+    assert len(fake.runs) == 6  # they are finished
+
+
 def test_an_axis_of_each_kind():
     composer = Composer("train", TrainConfig)
     texts = [

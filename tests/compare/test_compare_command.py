@@ -269,3 +269,22 @@ def test_the_script_answers_help_without_pandas():
     code += "try: runpy.run_path('scripts/compare.py', run_name='__main__')\n"
     code += "except SystemExit: pass\nsys.exit(any(name in sys.modules for name in ('pandas', 'torch', 'scipy', 'matplotlib')))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, timeout=60).returncode == 0
+
+
+def test_groups_that_have_names_of_their_own_are_told_by_them(compare, outputs, tmp_path):
+    """Those of a sweep that changes one thing at a time: the name fits where a column for each setting would not."""
+    sweep = tmp_path / "named"
+    shutil.copytree(outputs / "sweeps" / "2026-11-24" / "10-00-00", sweep)
+    named = {"0.003": "plain", "0.001": "lr-1e-3"}
+    for config in sweep.glob("*/config.yaml"):
+        text = config.read_text()
+        (lr,) = (value for value in named if f"lr: {value}" in text)
+        config.write_text(text.replace("name: storybook", f"name: {named[lr]}", 1))
+    code, out, err = compare(str(sweep), "baseline={name: plain}", "output=tables")
+    assert code == 0, err
+    head, *rows = out.split("Over seeds, finished runs alone:")[1].strip().splitlines()[:3]
+    assert head.split()[:2] == ["name", "lr"]
+    assert {row.split()[0]: "the baseline" in row for row in rows} == {"plain": True, "lr-1e-3": False}
+    assert set(pd.read_csv(next((tmp_path / "tables").glob("groups*")))["name"]) == {"plain", "lr-1e-3"}
+    code, out, _ = compare("outputs/sweeps")
+    assert out.split("Over seeds, finished runs alone:")[1].split()[0] == "lr"

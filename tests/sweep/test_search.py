@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gpt2x.config.option import ConfigError
-from gpt2x.sweep.search import Choices, Grid, Interval, Paired, Repeated, Search, Trial
+from gpt2x.sweep.search import Choices, Grid, Interval, OneAtATime, Paired, Repeated, Search, Trial
 
 VALUES = st.lists(st.text(min_size=1, max_size=3), min_size=1, max_size=4).map(tuple)
 SPACES = st.dictionaries(st.text(min_size=1, max_size=5), VALUES.map(Choices), max_size=4)
@@ -53,10 +55,35 @@ def test_pairs_are_taken_side_by_side():
     assert [trial.values for trial in Paired({"a": Choices(("1", "2"))}).ask(9)] == [{"a": "1"}, {"a": "2"}]
 
 
+@given(SPACES)
+def test_one_value_at_a_time_is_another_than_the_first(space):
+    first, *others = [trial.values for trial in OneAtATime(space).ask(10**6)]
+    assert first == {key: axis.values[0] for key, axis in space.items()} | {"name": "plain"}
+    for values, (key, value) in zip(others, [(k, v) for k, axis in space.items() for v in axis.values[1:]], strict=True):
+        assert list(values) == [*space, "name"]
+        assert {k for k in space if values[k] != first[k]} <= {key}
+        assert values[key] == value
+        assert re.fullmatch(r"[\w.+-]{1,100}", values["name"])
+
+
+def test_each_of_them_is_named_after_what_is_changed():
+    space = {
+        "model.mlp": Choices(("gelu", "relu2", "swiglu")),
+        "optimizer": Choices(("adamw", "muon")),
+        "a.b": Choices(("1", "True")),
+    }
+    search = Repeated(OneAtATime(space), "seed", ("1",))
+    assert [trial.values["name"] for trial in search.ask(9)] == ["plain", "mlp-relu2", "mlp-swiglu", "optimizer-muon", "b-true"]
+    assert search.told_by == "name"
+    assert Repeated(Grid(space), "seed", ("1",)).told_by is None
+    with pytest.raises(ConfigError, match="name=a,b: sweep=one_at_a_time names each run"):
+        OneAtATime({"name": Choices(("a", "b"))})
+
+
 def test_lists_of_unequal_lengths_and_intervals_are_refused():
     with pytest.raises(ConfigError, match="b=x,y: 2 values, and a has 3"):
         Paired({"a": Choices(("1", "2", "3")), "b": Choices(("x", "y"))})
-    for cls in (Grid, Paired):
+    for cls in (Grid, Paired, OneAtATime):
         with pytest.raises(ConfigError, match=r"lr=interval\(0.001,1\): an interval is for a search"):
             cls({"lr": Interval(1e-3, 1)})
 

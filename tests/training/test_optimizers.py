@@ -229,11 +229,14 @@ def test_momentum_rises_in_a_line_to_its_peak():
 
 @pytest.mark.parametrize(("tokens", "half_life", "beta2"), [(64, 64, 0.5), (100, 1e4, 0.5**0.01), (1, 10, 0.1**0.1 * 5**0.1)])
 def test_the_half_life_of_the_second_moment_is_in_tokens(tokens, half_life, beta2):
-    optimizer = instantiate(AdamWConfig(beta2_half_life_tokens=half_life), gpt())
-    before_step(optimizer, 3, tokens)
-    for group in optimizer.param_groups:
-        assert group["betas"] == (0.9, pytest.approx(beta2, rel=1e-12))
-        assert group["betas"][1] ** (half_life / tokens) == pytest.approx(0.5)
+    for config in (AdamWConfig(beta2_half_life_tokens=half_life), MuonConfig(beta2_half_life_tokens=half_life)):
+        optimizer = instantiate(config, gpt())
+        before_step(optimizer, 3, tokens)
+        groups = [group for group in optimizer.param_groups if "betas" in group]
+        assert len(groups) == 2
+        for group in groups:
+            assert group["betas"] == (0.9, pytest.approx(beta2, rel=1e-12))
+            assert group["betas"][1] ** (half_life / tokens) == pytest.approx(0.5)
 
 
 def test_a_run_with_a_half_life_is_one_with_that_beta2(small_run, tmp_path):
