@@ -69,13 +69,15 @@ class CausalSelfAttention(nn.Module):
         else:
             B, T, C = x_BTC.shape
             N, K = self.n_head, self.n_kv_head
-            q, k, v = self.c_attn(x_BTC).view(B, T, N + 2 * K, C // N).transpose(1, 2).split([N, K, K], dim=1)
-            if self.qk_norm:
-                q, k = unit(q), unit(k)
+            qkv = self.c_attn(x_BTC).view(B, T, N + 2 * K, C // N).transpose(1, 2)
+            if self.qk_norm or turns is not None:  # of queries and keys at once: half as many operations
+                qk, v = qkv.split([N + K, K], dim=1)
+                qk = unit(qk) if self.qk_norm else qk
+                q, k = (rotate(qk, turns) if turns is not None else qk).split([N, K], dim=1)
+            else:
+                q, k, v = qkv.split([N, K, K], dim=1)
             if self.value is not None:
                 v = v + self.value(x_BTC, start)
-            if turns is not None:
-                q, k = rotate(q, turns), rotate(k, turns)
             if cache is not None:
                 k, v = cache.extend(k, v)
                 mask = cache.mask

@@ -36,7 +36,7 @@ from gpt2x.model.classifier import parts
 from gpt2x.model.gpt import GPT, Block
 from gpt2x.model.lora import merge
 from gpt2x.model.position import ALiBi, Rotary
-from gpt2x.model.variants import relu2
+from gpt2x.model.variants import RMSNorm, relu2
 
 log = logging.getLogger(__name__)
 
@@ -213,8 +213,8 @@ class _KernelBlock(_NoCopy):
             self.kept += kept
             return structure
 
-        def norm(layer: nn.LayerNorm | nn.RMSNorm) -> _Norm:
-            if layer.weight is None:
+        def norm(layer: nn.LayerNorm | RMSNorm) -> _Norm:
+            if isinstance(layer, RMSNorm):
                 return _Norm(None, None)
             bias = torch.zeros_like(layer.weight) if layer.bias is None else layer.bias
             self.kept += [layer.weight.detach().contiguous(), bias.detach().contiguous()]

@@ -10,6 +10,7 @@ from dataclasses import fields
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import MODERN, SHAPE, VARIANTS, far_from_linear, gpt, some_tokens
@@ -26,7 +27,8 @@ from gpt2x.model.config import GPT2, GPTConfig, Variant
 from gpt2x.model.gpt import GPT, MLP
 from gpt2x.model.lora import add_lora, merge
 from gpt2x.model.prepared import WEIGHTS, prepare
-from gpt2x.model.variants import norm, why_not_gpt2
+from gpt2x.model.variants import norm, relu2, unit, why_not_gpt2
+from gpt2x.training.config import MuonConfig
 
 T, C, V = SHAPE["context_length"], SHAPE["n_embd"], SHAPE["vocab_size"]
 IN_THE_KERNEL = ("norm", "relu2", "bias", "qk_norm", "softcap", "modern")
@@ -148,6 +150,32 @@ def test_parts_are_those_of_llama():
     gate, up = ours.c_fc.weight.chunk(2)
     theirs.load_state_dict({"gate_proj.weight": gate, "up_proj.weight": up, "down_proj.weight": ours.c_proj.weight})
     torch.testing.assert_close(ours(x), theirs(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("mine", "torchs"),
+    [(unit, lambda x: F.rms_norm(x, x.shape[-1:], eps=1e-5)), (relu2, lambda x: F.relu(x).square())],
+)
+def test_gradients_written_by_hand_are_those_of_torch(mine, torchs, dtype):
+    """Of rows of every size, zeros too; to the rounding of the type, and in bf16 no further from the exact ones than torch."""
+    generator = torch.Generator().manual_seed(0)
+    x, g = (torch.randn(4, 3, 7, 16, dtype=torch.float64, generator=generator) for _ in "xg")
+    x = (x * 10.0 ** torch.arange(-3, 1)[:, None, None, None]).transpose(1, 2)
+    x[0, 0] = 0
+    x = x.to(dtype).double()  # what is compared has the same inputs
+    outcomes = []
+    for function, type in ((mine, dtype), (torchs, dtype), (torchs, torch.float64)):
+        inputs = x.to(type).requires_grad_()
+        y = function(inputs)
+        (gradient,) = torch.autograd.grad(y, inputs, g.transpose(1, 2).to(dtype).to(type))
+        assert y.dtype == gradient.dtype == type
+        outcomes.append([y.double(), gradient.double()])
+    for ours, theirs, exact in zip(*outcomes, strict=True):
+        error, allowed = (
+            (values - exact).abs() / exact.abs().amax(-1, keepdim=True).clamp(min=1e-9) for values in (ours, theirs)
+        )
+        assert error.max() <= max(2 * allowed.max().item(), 4 * torch.finfo(dtype).eps)
 
 
 # -- sizes, names and first weights -------------------------------------------------------------------------------
@@ -314,6 +342,20 @@ def test_an_adapter_is_the_merged_model(name):
     assert (adapted - plain).abs().max() > 0.01
     merge(model)
     torch.testing.assert_close(model(some_tokens(), torch.tensor([3, T, 11])).detach(), adapted, atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["modern", "all", "others", "projection"])
+def test_nothing_is_bound_to_the_processor(name):
+    """Moved to torch's meta device, which computes shapes alone, any tensor that stayed behind would be an error."""
+    model, tokens = gpt(**VARIANTS[name]).to("meta"), torch.zeros(3, T, dtype=torch.long, device="meta")
+    optimizer = instantiate(MuonConfig(), model)
+    model(tokens, documents_BT=tokens).sum().backward()
+    with torch.no_grad():
+        optimizer._step(optimizer.param_groups[0])
+        cache = model.new_cache(3, T)
+        model.hidden(tokens[:, :7], cache)
+        cache.lengths = [7, 3, 5]
+        assert model.logits(model.hidden(tokens[:, 7:9], cache)).device.type == "meta"
 
 
 # -- prepared to generate -----------------------------------------------------------------------------------------
