@@ -87,6 +87,8 @@ evaluate = Command(
     shown=(
         "checkpoint",
         "which",
+        "answers",
+        "against",
         "split",
         "output",
         "table",
@@ -108,6 +110,7 @@ evaluate = Command(
         "checkpoint=RUN data=text data.path=notes.txt data.val_fraction=0 split=train   all of your own text",
         "checkpoint=RUN evaluation=classification split=test          a classifier, beside a logistic regression",
         "checkpoint=RUN evaluation=rouge evaluation.max_new_tokens=40   answers beside their references",
+        "checkpoint=RUN evaluation=judge                   answers scored by Llama 3.2 through Ollama; against=OTHER: compared",
         "checkpoint=RUN generation.weights=int8 evaluation.against_fp32=true            what int8 costs",
         "-m checkpoint=RUN evaluation=samples sampling.temperature=0.5,0.8,1.1 table=samples.csv   texts beside real ones",
     ),

@@ -8,9 +8,11 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
+
+from gpt2x.errors import UserError
 
 
 def write_atomic(path: str | os.PathLike, data: str | bytes) -> None:
@@ -54,7 +56,7 @@ def replacing_folder(path: str | os.PathLike) -> Iterator[Path]:
             os.replace(path, aside)
         try:
             os.replace(temporary, path)
-        except OSError:
+        except BaseException:
             if aside.exists():
                 os.replace(aside, path)
             raise
@@ -63,6 +65,18 @@ def replacing_folder(path: str | os.PathLike) -> Iterator[Path]:
         raise
     fsync_folder(path.parent)
     shutil.rmtree(aside, ignore_errors=True)
+
+
+def check_replaceable(folder: str | os.PathLike, files: Collection[str]) -> None:
+    """Raise UserError where `replacing_folder` would take away anything but files of these names, or where the process is."""
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file, and a folder is wanted")
+    if Path.cwd().is_relative_to(folder.resolve()):
+        raise UserError(f"{folder} is the folder that you are in, and would be replaced: name a folder in it")
+    held = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    if foreign := sorted(held - set(files)):
+        raise UserError(f"{folder} holds {foreign[0]}, which is not of an export: name another folder, or empty it")
 
 
 def fsync_folder(path: str | os.PathLike) -> None:

@@ -8,6 +8,7 @@ from gpt2x.config.compose import CONFIG_DIR
 from gpt2x.config.schema import GROUPS
 
 _TASKS = {"text": "lm", "table": "classifier", "instructions": "instruct"}
+_EVALUATED = {"classification": "classifier", "rouge": "instruct", "judge": "instruct"}
 _NEEDED = {
     "data/text": ["data.path=/"],
     "data/table": ["data.path=/x.csv"],
@@ -29,6 +30,10 @@ def needed(group: str, choice: str, root: str = "train") -> list[str]:
         target = yaml.safe_load((CONFIG_DIR / "data" / f"{choice}.yaml").read_text())["_target_"]
         kind = next(cls.kind for cls in GROUPS["data"] if cls._target_ == target)
         return [*more, f"task={_TASKS[kind]}"]
+    if group == "evaluation" and root == "train":  # of the run when it has ended
+        return [f"task={_EVALUATED.get(choice, 'lm')}", *_NEEDED.get(f"task/{_EVALUATED.get(choice)}", [])]
+    if group == "judge":
+        return ["evaluation=judge", *needed("evaluation", "judge", root)]
     if group == "sampling" and root == "evaluate":  # no other evaluation draws anything
         return [*more, "evaluation=samples"]
     if group == "model" and root == "benchmark":  # whatever its context

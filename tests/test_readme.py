@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from joblib.externals.loky import get_reusable_executor
+from scripted_judge import scripted_judge
 
 from gpt2x import commands
 
@@ -54,7 +55,16 @@ def runs(tmp_path_factory) -> dict[str, Path]:
         folder = f"hydra.{'sweep' if name == 'SWEEP' else 'run'}.dir={where / name}"
         arguments = [*settings, "trainer.max_steps=2", folder, f"paths.outputs={where}"]
         assert commands.train([*SMALL["gpt2x-train"], *arguments]) == 0
-    return {name: where / name for name in RUNS}
+    assert commands.export([f"checkpoint={where / 'RUN'}", "format=openai", f"output={where / 'GPT2'}"]) == 0
+    return {name: where / name for name in [*RUNS, "GPT2"]}
+
+
+@pytest.fixture
+def judge(monkeypatch):
+    """The address of a server that judges, where Ollama would be."""
+    with scripted_judge() as server:
+        monkeypatch.setenv("OLLAMA_HOST", server.url)
+        yield server.url
 
 
 def test_the_readme_has_its_commands():
@@ -65,9 +75,13 @@ def test_the_readme_has_its_commands():
 
 @pytest.mark.parametrize("line", [c for c in COMMANDS if "gpt2x-" in c])
 def test_a_command_of_the_readme(line, runs, tmp_path, monkeypatch, capsys, request):
-    if any(name in line for name in ("shakespeare", "verdict")):
+    if any(name in line for name in ("shakespeare", "verdict", "instruct_book")):
         request.getfixturevalue("mirror")
     monkeypatch.chdir(tmp_path)
+    if "init.size=124M" in line:  # which is half a gigabyte, from the network: what would be run is looked at
+        assert commands.train([*shlex.split(line, comments=True)[1:], "--cfg", "job"]) == 0
+        assert "n_embd: 768" in capsys.readouterr().out
+        return
     if "joblib" in line:  # workers that an earlier test left behind would go on in its folder
         get_reusable_executor().shutdown(wait=True)
     (tmp_path / "notes.txt").write_text("These are my own notes. They are about nothing much.\n" * 100)
@@ -78,6 +92,11 @@ def test_a_command_of_the_readme(line, runs, tmp_path, monkeypatch, capsys, requ
     (tmp_path / "mine.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"Once upon a time\n")))
     command, *arguments = shlex.split(line.removeprefix('echo "Once upon a time" | '), comments=True)
+    if "evaluation=judge" in arguments:
+        url = request.getfixturevalue("judge")
+        arguments = [a.replace("http://127.0.0.1:8080", url) for a in arguments]
+        (tmp_path / "answers.json").write_text(json.dumps([record | {"model_response": "Hm."} for record in records[:2]]))
+        arguments += ["evaluation.max_examples=2", *["evaluation.max_new_tokens=5"] * ("answers=" not in line)]
     for name, run in runs.items():
         arguments = [re.sub(rf"\b{name}$", str(run), argument) for argument in arguments]
     if command == "gpt2x-compare":
@@ -86,17 +105,22 @@ def test_a_command_of_the_readme(line, runs, tmp_path, monkeypatch, capsys, requ
         arguments.append("html=page.html")
     elif command == "gpt2x-train" and not any(a.startswith("resume=") for a in arguments):
         small = SMALL[command] + ["data.val_fraction=0.01"] * ("task=" not in line)
-        if "init=run" in arguments:  # the shape is the run's
+        if "init=run" in arguments or "init=openai" in arguments:  # the shape is the other model's
             small = [setting for setting in small if not setting.startswith("model.")]
         arguments += small
         if "--help" not in arguments:
             arguments = [a for a in arguments if not a.startswith("trainer.max_steps=")]
-            steps = ["trainer.max_epochs=null"] if "experiment=verdict_124m" in arguments else []
+            steps = ["trainer.max_epochs=null"] * any(
+                f"experiment={name}" in arguments for name in ("verdict_124m", "instruct_book")
+            )
             searched = ["sweep.n_trials=3"] * any(s in line for s in ("sweep=random", "sweep=optuna"))
             arguments = [a for a in arguments if not a.startswith("sweep.n_trials=")]
             arguments += [*steps, *searched, "trainer.max_steps=2"]
     elif command == "gpt2x-train":
         arguments = [a.replace("trainer.max_steps=1000", "trainer.max_steps=4") for a in arguments]
+    elif "suite=load" in arguments:
+        arguments += ["model.n_layer=1", "model.n_head=2", "model.n_embd=32", "suite.contestants=[hf-safetensors]"]
+        arguments += ["suite.rounds=1", "device.threads=1"]
     else:
         arguments += SMALL[command]
         if "evaluation=samples" in arguments:
@@ -109,6 +133,8 @@ def test_a_command_of_the_readme(line, runs, tmp_path, monkeypatch, capsys, requ
         assert re.fullmatch(r"(spam|ham) [\d.]+ %, (spam|ham) [\d.]+ %\n", output)
     elif "evaluation=classification" in arguments:
         assert "TF-IDF + logistic regression" in output
+    elif "evaluation=judge" in arguments:
+        assert f"2 {'pairs' if 'against=' in line else 'answers'} judged by " in output
     elif "evaluation=rouge" in arguments:
         assert "ROUGE-L" in output
     elif "evaluation=samples" in arguments:
@@ -129,6 +155,8 @@ def test_a_command_of_the_readme(line, runs, tmp_path, monkeypatch, capsys, requ
         assert re.search(r"^perplexity +[\d.]+$", output, flags=re.MULTILINE)
     elif "--help" in arguments:
         assert "Examples:" in output
+    elif "suite=load" in arguments:
+        assert "| hf-safetensors |" in output
     elif command == "gpt2x-benchmark":
         assert "| gpt2x-eager | 1 |" in output
     elif "--cfg" in arguments:

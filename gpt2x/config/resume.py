@@ -20,6 +20,8 @@ CHANGEABLE = (
     "sampling.*",
     "logger.*",
     "paths.*",
+    "evaluation.*",  # which is of the run when it has ended
+    "judge.*",
     "device.threads",
     "init.*",  # where the run it began with is now
     "trainer.keep_*",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase as fnmatch
 from typing import Any
 
@@ -18,8 +18,9 @@ from gpt2x.config.option import ConfigError, option, show
 from gpt2x.data.config import SPLITS, InstructionsConfig, TableConfig, TextConfig
 from gpt2x.device import DeviceConfig
 from gpt2x.evaluation.config import ClassificationConfig, PerplexityConfig, RougeConfig, SamplesConfig
+from gpt2x.evaluation.judge.config import BookConfig, JudgedConfig, JudgementConfig, OllamaConfig, OpenAICompatibleConfig
 from gpt2x.generation.config import GenerationConfig, SamplingConfig, WeightsConfig
-from gpt2x.interop.pretrained import KINDS as MODELS
+from gpt2x.interop.pretrained import KINDS as FOLDERS
 from gpt2x.interop.pretrained import PretrainedError, kind_of, lacking
 from gpt2x.model.config import GPTConfig
 from gpt2x.sweep.config import GridConfig, OptunaConfig, PairedConfig
@@ -47,8 +48,8 @@ from gpt2x.training.config import (
 
 # What in a TrainConfig is beside what a run computes, as patterns of dotted names. What a resumed run may change is another
 # question, with a list of its own (resume.py): changing the patience keeps a run what it is, and does change what comes of it.
-BESIDE = ("name", "resume", "seeds", "sweep.*", "paths.*", "logger.*")
-"""What a run is called, where its files lie, who is told, and what it is one of."""
+BESIDE = ("name", "resume", "seeds", "sweep.*", "paths.*", "logger.*", "evaluation.*", "judge.*")
+"""What a run is called, where its files lie, who is told, what it is one of, and how it is measured when it has ended."""
 REPEATED = (*BESIDE, "seed", "device.threads")
 """The same, and what makes a run one more of the same experiment: its luck, and the order of sums."""
 OBSERVED = (
@@ -77,13 +78,17 @@ GROUPS: dict[str, tuple[type, ...]] = {
     "device": (DeviceConfig,),
     "logger": (WandbConfig, NoLoggerConfig),
     "sampling": (SamplingConfig,),
-    "evaluation": (PerplexityConfig, ClassificationConfig, RougeConfig, SamplesConfig),
+    "evaluation": (PerplexityConfig, ClassificationConfig, RougeConfig, SamplesConfig, JudgementConfig, JudgedConfig),
+    "judge": (OllamaConfig, OpenAICompatibleConfig, BookConfig),
     "sweep": (GridConfig, PairedConfig, OptunaConfig),
     "suite": (GenerateSuiteConfig, FinetuneSuiteConfig, JobSuiteConfig, LoadSuiteConfig),
 }
 
 
 KINDS = {"text": "text to continue", "table": "a table of texts and labels", "instructions": "instructions and answers"}
+
+
+MODELS = {"text": "a language model", "table": "a classifier", "instructions": "a model tuned to instructions"}
 
 
 def _such_as(kind: str) -> str:
@@ -133,12 +138,16 @@ class TrainConfig:
     logger: Any = None
     sampling: Any = None
     sweep: Any = field(default_factory=GridConfig)
+    evaluation: Any | None = None  # when the run has ended; null: none
+    judge: Any | None = None  # of evaluation=judge
 
     def check(self) -> None:
         """The rules between groups."""
         if not re.fullmatch(r"\w[\w .+-]{0,99}", self.name):
             raise ConfigError("name", self.name, "must be fit for a folder: letters, digits and any of _ . + -, at most 100")
         self._check_task()
+        if self.evaluation is not None or self.judge is not None:
+            self._check_evaluation()
         if self.sampling.top_logprobs is not None:
             problem = "is for gpt2x-generate: a run's samples are text alone"
             raise ConfigError("sampling.top_logprobs", self.sampling.top_logprobs, problem, "leave it out")
@@ -162,8 +171,15 @@ class TrainConfig:
         """The model to begin with must be there, but for a resumed run that has all its weights in its own checkpoints."""
         kinds = {RunInitConfig: "run", OpenAIInitConfig: "openai", HuggingFaceInitConfig: "hf"}
         wanted = kinds.get(type(self.init))  # None: random weights
-        if wanted is None or (self.resume is not None and not isinstance(self.finetune, LoRAConfig)):
-            return
+        if wanted is not None and (self.resume is None or isinstance(self.finetune, LoRAConfig)):
+            self._check_init(wanted)
+        if self.judge is not None:
+            from gpt2x.config.instantiate import instantiate  # which needs this module
+
+            instantiate(self.judge, cache="").server.version()  # whether it is there, before hours of training, not after
+
+    def _check_init(self, wanted: str) -> None:
+        """Whether it is there, and of this kind."""
         path = self.init.path
         found = wanted if path is None or (wanted == "hf" and not os.path.isdir(path)) else kind_of(path)  # a name on the hub
         if found != wanted:
@@ -171,7 +187,7 @@ class TrainConfig:
             if self.resume is not None:
                 remedy = "give it where it is now: init.path=..."
             elif found is not None:
-                remedy = f"it is that of {MODELS[found]}: use init={found}"
+                remedy = f"it is that of {FOLDERS[found]}: use init={found}"
             raise ConfigError("init.path", path, lacking(wanted), remedy)
         if wanted != "run":
             self._check_shape(wanted)
@@ -201,6 +217,29 @@ class TrainConfig:
             problem = f"the model that it begins with has {known:,} positions"
             remedy = f"use at most {known}, or make more of them: init.positions=repeat, init.positions=interpolate"
             raise ConfigError("model.context_length", mine, problem, remedy)
+
+    def final_evaluation(self, run_dir: str) -> EvaluateConfig:
+        """What gpt2x-evaluate is asked for when the run in this folder has ended."""
+        paths, device = replace(self.paths), replace(self.device, compile=False)
+        settings = {"checkpoint": run_dir, "evaluation": self.evaluation, "judge": self.judge, "device": device, "paths": paths}
+        if isinstance(self.evaluation, JudgementConfig):
+            folder = self.evaluation.folder or os.path.join(run_dir, "judged")
+            settings["evaluation"] = replace(self.evaluation, folder=folder)
+        if isinstance(self.evaluation, SamplesConfig):
+            settings["sampling"] = self.sampling
+        return EvaluateConfig(**settings)
+
+    def _check_evaluation(self) -> None:
+        """What cannot be measured is told before the training."""
+        if self.evaluation is None:
+            raise ConfigError("judge", self.judge.choice, "is for evaluation=judge", "add evaluation=judge")
+        if isinstance(self.evaluation, JudgedConfig):
+            raise ConfigError("evaluation", "judged", "reads what evaluation=judge has written", "use evaluation=judge")
+        kind, wanted = self.task.data_kind, self.evaluation.data_kind
+        if kind != wanted:
+            problem = f"this measures {MODELS[wanted]}, and the run trains {MODELS[kind]}"
+            raise ConfigError("evaluation", self.evaluation.choice, problem)
+        self.final_evaluation("").check()
 
     def _check_task(self) -> None:
         kind, wanted = self.data.kind, self.task.data_kind
@@ -237,9 +276,9 @@ class CheckpointConfig:
         """Told before torch is imported, which takes seconds."""
         kind = kind_of(self.checkpoint)
         if kind is None:
-            raise ConfigError("checkpoint", self.checkpoint, lacking(*MODELS), "runs lie under outputs/runs")
+            raise ConfigError("checkpoint", self.checkpoint, lacking(*FOLDERS), "runs lie under outputs/runs")
         if kind != "run" and self.which != "best":
-            problem = f"checkpoint={self.checkpoint} is {MODELS[kind]}, of which there is one"
+            problem = f"checkpoint={self.checkpoint} is {FOLDERS[kind]}, of which there is one"
             raise ConfigError("which", self.which, problem, "leave it out")
         self.trained()
 
@@ -449,18 +488,39 @@ class GenerateConfig(TrainedModelConfig):
 class EvaluateConfig(TrainedModelConfig):
     """gpt2x-evaluate: measure how good a trained model is."""
 
-    split: str = option("val", "which part of the text to evaluate on", choices=SPLITS)
+    checkpoint: str | None = option(None, "a run's folder; null: it is answers= that are judged", verbatim=True)
+    answers: str | None = option(
+        None,
+        "of evaluation=judge, instead of a checkpoint: a JSON list of objects, or JSON lines, with instruction, input, output "
+        "and the answer; of evaluation=judged: its items.jsonl, or a JSON list of scores",
+        verbatim=True,
+    )
+    against: str | None = option(
+        None, "of evaluation=judge and judged: another run's folder, or such a file, to compare with", verbatim=True
+    )
+    split: str | None = option(
+        None,
+        "which part of the data to evaluate on; null: val, or with evaluation=judge test, where there is one",
+        choices=(None, *SPLITS),
+    )
     output: str | None = option(None, "a JSON file to write the result to; null: it is only printed", verbatim=True)
     table: str | None = option(
         None, "a CSV file that gets one row more, so that all runs of -m end in one table; null: none", verbatim=True
     )
     paths: PathsConfig = field(default_factory=PathsConfig)
     evaluation: Any = None
+    judge: Any | None = None  # of evaluation=judge, which chooses one
     data: Any | None = None  # null: the run's own
     sampling: Any = field(default_factory=SamplingConfig)  # of evaluation=samples, and of no other
 
     def check(self) -> None:
         super().check()
+        if isinstance(self.evaluation, JudgementConfig):
+            self._check_judge()
+        elif isinstance(self.evaluation, JudgedConfig):
+            self._check_judged()
+        else:
+            self._refuse_judge()
         if isinstance(self.evaluation, SamplesConfig):
             self._check_samples()
         else:
@@ -476,7 +536,70 @@ class EvaluateConfig(TrainedModelConfig):
             )
 
     def check_available(self) -> None:
-        super().check_available()
+        if self.checkpoint is not None:
+            super().check_available()
+            if not isinstance(self.evaluation, JudgedConfig):
+                self._check_own_data()
+        for name in ("answers", "against"):
+            path = getattr(self, name)
+            if path is None or os.path.isfile(os.path.expanduser(path)):
+                continue
+            if name == "answers" or not os.path.isfile(os.path.join(path, "config.yaml")):
+                problem = "no such file" if name == "answers" else "neither a file of answers nor the folder of a run"
+                raise ConfigError(name, path, problem, f"looked from {os.getcwd()}")
+
+    def _check_judge(self) -> None:
+        """Answers are those of a run or of a file, and are compared with others or not."""
+        settings, unset = self.evaluation, JudgementConfig()
+        if self.judge is None:
+            raise ConfigError("", None, "judge must be chosen: judge=ollama, judge=openai_compatible or judge=book")
+        self._check_source()
+        if settings.mode == "pairwise" and self.against is None:
+            problem = "there is nothing to compare the answers with"
+            raise ConfigError("evaluation.mode", "pairwise", problem, "add against=..., another run or a file of answers")
+        if isinstance(self.judge, BookConfig) and self.against is not None and settings.mode != "absolute":
+            raise ConfigError("judge", "book", "the book's judge scores, and cannot compare", "add evaluation.mode=absolute")
+        for field_name, source in (("answer_field", "answers"), ("against_field", "against")):
+            if getattr(settings, field_name) is not None and getattr(self, source) is None:
+                value, problem = getattr(settings, field_name), f"is of {source}=, which is not given"
+                raise ConfigError(f"evaluation.{field_name}", value, problem, "leave it out")
+        if self.answers is None:
+            return
+        for name in ("split", "data"):
+            if (value := getattr(self, name)) is not None:
+                raise ConfigError(name, getattr(value, "name", value), "the answers of a file are judged", "leave it out")
+        for name in ("max_new_tokens", "temperature", "seed", "batch_size"):
+            if self.against is None and (value := getattr(settings, name)) != getattr(unset, name):
+                problem = "the answers of a file are judged, and none are made"
+                raise ConfigError(f"evaluation.{name}", value, problem, "leave it out")
+
+    def _check_source(self) -> None:
+        if (self.checkpoint is None) == (self.answers is None):
+            given = "both are given" if self.answers else "neither is given"
+            problem = f"it is the answers of a run or of a file that are judged, checkpoint= or answers=, and {given}"
+            raise ConfigError("", None, problem)
+
+    def _check_judged(self) -> None:
+        """Nothing is computed with a model, or asked of a judge."""
+        self._check_source()
+        for name in ("split", "data", "judge"):
+            if (value := getattr(self, name)) is not None:
+                told = getattr(value, "name", getattr(value, "choice", value))
+                raise ConfigError(name, told, "evaluation=judged reads what is judged already", "leave it out")
+
+    def _refuse_judge(self) -> None:
+        if self.judge is not None:
+            raise ConfigError("judge", self.judge.choice, "is for evaluation=judge", "add evaluation=judge")
+        for name in ("answers", "against"):
+            if getattr(self, name) is not None:
+                raise ConfigError(name, getattr(self, name), "is for evaluation=judge", "add evaluation=judge")
+        if self.checkpoint is None:
+            raise ConfigError(
+                "", None, "checkpoint must be given: the folder of a run, or of a model of OpenAI's or Hugging Face's"
+            )
+
+    def _check_own_data(self) -> None:
+        """Of a model that another program wrote there are no data."""
         if self.data is None and self.trained().data is None:
             problem = f"checkpoint={self.checkpoint} was not trained here, so that there are no data of its own"
             if isinstance(self.evaluation, SamplesConfig):

@@ -160,34 +160,37 @@ def _cut(records: list[Record], order: list[str], val_fraction: float, test_frac
 
 def _read(path: Path, fields: _Fields, drop_empty: bool) -> list[Record]:
     """All records of one file, or UserError with the place of the first that cannot be used."""
-    unit, objects = _objects(path)
-    if not objects:
+    unit, found = objects(path)
+    if not found:
         raise UserError(f"{shown(path)}: the list holds no record")
     others = [name for name in (fields.instruction if fields.constant is None else None, fields.output) if name is not None]
-    first = objects[0][1]
+    first = found[0][1]
     alike = isinstance(first, dict) and all(name in first for name in others)  # else that is what is wrong
-    if alike and fields.input is not None and not any(isinstance(o, dict) and fields.input in o for _, o in objects):
+    if alike and fields.input is not None and not any(isinstance(o, dict) and fields.input in o for _, o in found):
         raise UserError(
             f"{shown(path)}: no record has the field {fields.input!r} (data.input_field)\n"
-            f"  {_having(objects[0][1])}Use data.input_field=null where there are no inputs."
+            f"  {_having(first)}Use data.input_field=null where there are no inputs."
         )
     records = []
-    for line, found in objects:
+    for line, value in found:
         try:
-            records.append(_record(found, fields, line))
+            records.append(_record(value, fields, line))
         except _EmptyError as error:
             if not drop_empty:
                 remedy = "data.drop_empty=true leaves out records without an instruction or an output."
                 raise UserError(f"{shown(path)}: {unit} {line:,}: {error}\n  {remedy}") from None
         except ValueError as error:
             raise UserError(f"{shown(path)}: {unit} {line:,}: {error}") from None
-    if empty := len(objects) - len(records):
-        log.info("records  %s of %s in %s lack an instruction or an output: left out", f"{empty:,}", len(objects), path.name)
+    if empty := len(found) - len(records):
+        log.info("records  %s of %s in %s lack an instruction or an output: left out", f"{empty:,}", len(found), path.name)
     return records
 
 
-def _objects(path: Path) -> tuple[str, list[tuple[int, Any]]]:
-    """Each value of a JSON list, or of JSON lines, with its number; and what is numbered: "record" or "line"."""
+def objects(path: Path) -> tuple[str, list[tuple[int, Any]]]:
+    """Each value of a JSON list, or of JSON lines, with its number (from 1); and what is numbered: "record" or "line".
+
+    Raises UserError with the place where the file cannot be read.
+    """
     try:
         raw = path.read_bytes()
     except OSError as error:
@@ -222,14 +225,14 @@ def _record(found: Any, fields: _Fields, line: int) -> Record:
         raise ValueError(f"this is {_kind(found)}, not an object of named fields")
     instruction, given = fields.constant, found.get(fields.input) if fields.input is not None else None
     if instruction is None:
-        instruction = _text(_field(found, fields.instruction, "instruction_field"), fields.instruction)
+        instruction = text_of(_field(found, fields.instruction, "instruction_field"), fields.instruction)
     given = [] if given is None else given if isinstance(given, list) else [given]  # a single record may do without
     outputs = _field(found, fields.output, "output_field")
     outputs = outputs if isinstance(outputs, list) else [outputs]
     record = Record(
         instruction=instruction,
-        input=" ".join(_text(part, fields.input) for part in given),
-        outputs=tuple(_text(output, fields.output) for output in outputs),
+        input=" ".join(text_of(part, fields.input) for part in given),
+        outputs=tuple(text_of(output, fields.output) for output in outputs),
         line=line,
     )
     for name, texts in ((fields.instruction, [instruction]), (fields.output, record.outputs)):
@@ -249,7 +252,7 @@ def _having(found: Any) -> str:
     return f"The fields here: {', '.join(found) or 'none'}. " if isinstance(found, dict) else ""
 
 
-def _text(value: Any, name: str) -> str:
+def text_of(value: Any, name: str) -> str:
     if not isinstance(value, str):
         raise ValueError(f"the field {name!r} holds {_kind(value)}, not text")
     try:

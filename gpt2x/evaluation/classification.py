@@ -20,7 +20,7 @@ from gpt2x.errors import UserError
 from gpt2x.evaluation.baseline import NAME as BASELINE
 from gpt2x.evaluation.baseline import tfidf_baseline
 from gpt2x.evaluation.intervals import bootstrap as resampled
-from gpt2x.evaluation.intervals import interval, wilson
+from gpt2x.evaluation.intervals import interval, measured, share
 from gpt2x.evaluation.output import cut, number, score, table, writing
 from gpt2x.files import replacing, write_atomic
 
@@ -172,21 +172,21 @@ def report(
             lambda counts_BN: statistics(truth, probabilities, counts_BN, bins), truth, samples=bootstrap, seed=seed
         )
     scores = {
-        name: _score(value, *interval(value, draws[:, i], upper=np.inf if name == "log_loss" else 1.0))
+        name: measured(value, *interval(value, draws[:, i], upper=np.inf if name == "log_loss" else 1.0))
         for i, (name, value) in enumerate(estimates.items())
     }
     return {
         "rows": n_rows,
         "labels": list(labels),
-        "accuracy": _share(hits.sum(), n_rows),
+        "accuracy": share(hits.sum(), n_rows),
         **{name: scores[name] for name in SUMMARY if name in scores},
         "classes": [
             {
                 "label": label,
                 "support": int(support[k]),
                 "predicted": int(n_predicted[k]),
-                "precision": _share(hits[k], n_predicted[k]),
-                "recall": _share(hits[k], support[k]),
+                "precision": share(hits[k], n_predicted[k]),
+                "recall": share(hits[k], support[k]),
                 "f1": scores[f"f1 {k}"],
             }
             for k, label in enumerate(labels)
@@ -237,7 +237,7 @@ def accuracy_difference(
     draws = np.empty((0, 1))
     if bootstrap:
         draws = resampled(lambda counts_BN: (counts_BN @ gains / len(gains))[:, None], truth, samples=bootstrap, seed=seed)
-    return _score(gains.mean(), *interval(gains.mean(), draws[:, 0], lower=-1.0))
+    return measured(gains.mean(), *interval(gains.mean(), draws[:, 0], lower=-1.0))
 
 
 def calibration(truth: np.ndarray, probabilities: np.ndarray, bins: int) -> list[dict[str, Any]]:
@@ -370,18 +370,6 @@ def _resampled_auroc(positive: np.ndarray, scores: np.ndarray, counts_BN: np.nda
     below_BG = negatives_BG.cumsum(axis=1) - negatives_BG / 2
     with np.errstate(invalid="ignore"):
         return (positives_BG * below_BG).sum(axis=1) / (positives_BG.sum(axis=1) * negatives_BG.sum(axis=1))
-
-
-def _share(hits: int, trials: int) -> dict[str, float | None]:
-    if trials == 0:
-        return _score(None, None, None)
-    return _score(hits / trials, *wilson(int(hits), int(trials)))
-
-
-def _score(value: float | None, low: float | None, high: float | None) -> dict[str, float | None]:
-    if value is None or np.isnan(value):
-        return {"value": None, "low": None, "high": None}
-    return {"value": float(value), "low": low, "high": high}
 
 
 def _verdict(difference: dict[str, float | None]) -> str:

@@ -14,6 +14,7 @@ from gpt2x.interop.pretrained import KINDS, kind_of, lacking
 class PerplexityConfig:
     """How well the model predicts a text: loss, perplexity and bits per byte."""
 
+    choice: ClassVar[str] = "perplexity"
     data_kind: ClassVar[str] = "text"
     _target_: str = "gpt2x.evaluation.perplexity.Perplexity"
     mode: str = option(
@@ -46,6 +47,7 @@ class PerplexityConfig:
 class ClassificationConfig:
     """How good a classifier is: accuracy, F1, AUROC, calibration and more, with 95 % intervals, beside a baseline."""
 
+    choice: ClassVar[str] = "classification"
     data_kind: ClassVar[str] = "table"
     _target_: str = "gpt2x.evaluation.classification.Classification"
     batch_size: int = option(16, "texts computed at once; the result does not depend on it", minimum=1)
@@ -69,6 +71,7 @@ class ClassificationConfig:
 class RougeConfig:
     """How near a model's answers come to the references: ROUGE-1, -2 and -L, beside the source's first sentences."""
 
+    choice: ClassVar[str] = "rouge"
     data_kind: ClassVar[str] = "instructions"
     _target_: str = "gpt2x.evaluation.rouge.Rouge"
     batch_size: int = option(8, "answers that are made at the same time", minimum=1)
@@ -92,6 +95,7 @@ class SamplesConfig:
     real text does; all have the same length, sampling.max_new_tokens.
     """
 
+    choice: ClassVar[str] = "samples"
     data_kind: ClassVar[str] = "text"
     _target_: str = "gpt2x.evaluation.samples.Samples"
     texts: int = option(64, "texts to make, each from another place of the split", minimum=2)

@@ -63,6 +63,36 @@ def interval(
     return float(min(estimate, max(lower, low))), float(max(estimate, min(upper, high)))  # rounding may not cut it off
 
 
+def measured(value: float | None, low: float | None = None, high: float | None = None) -> dict[str, float | None]:
+    """A number with its interval, as reports have it: {"value", "low", "high"}, all None where it is not defined (NaN)."""
+    if value is None or np.isnan(value):
+        return {"value": None, "low": None, "high": None}
+    return {"value": float(value), "low": low, "high": high}
+
+
+def share(hits: int, trials: int) -> dict[str, float | None]:
+    """A share of independent trials with Wilson's interval; not defined without any."""
+    return measured(hits / trials, *wilson(int(hits), int(trials))) if trials else measured(None)
+
+
+def ratio(
+    parts_N: np.ndarray, wholes_N: np.ndarray, *, samples: int, seed: int, lower: float = 0.0, upper: float = 1.0
+) -> dict[str, float | None]:
+    """The sum of N rows' parts by that of their wholes, with the bootstrap's interval; a mean, where all wholes are 1.
+
+    Without resamples the interval is None; ratios of the same N rows with the same seed are of the same resamples.
+    """
+
+    def ratios(counts_BN: np.ndarray) -> np.ndarray:
+        with np.errstate(invalid="ignore"):  # 0 / 0 is what is not defined
+            return ((counts_BN @ parts_N) / (counts_BN @ wholes_N))[:, None]
+
+    parts_N, wholes_N = np.asarray(parts_N, dtype=float), np.asarray(wholes_N, dtype=float)
+    value = float(ratios(np.ones((1, len(parts_N)))).item())
+    draws = bootstrap(ratios, np.zeros(len(parts_N), dtype=int), samples=samples, seed=seed)[:, 0] if samples else np.empty(0)
+    return measured(value, *interval(value, draws, lower=lower, upper=upper))
+
+
 def jackknife(estimate: float, without: np.ndarray) -> tuple[float, float] | tuple[None, None]:
     """The 95 % interval of a share, within 0 and 1, from what it is without each of the N rows in turn: (N,).
 

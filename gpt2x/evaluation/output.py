@@ -22,16 +22,16 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
-def number(value: float | None) -> str:
-    """Four decimals; "-" for what is not defined."""
-    return "-" if value is None else f"{value:.4f}"
+def number(value: float | None, places: int = 4) -> str:
+    """So many decimals; "-" for what is not defined."""
+    return "-" if value is None else f"{value:.{places}f}"
 
 
-def score(measured: dict[str, float | None]) -> str:
+def score(measured: dict[str, float | None], places: int = 4) -> str:
     """A value with its interval, where it has one: "0.9120 (0.8911 to 0.9293)"."""
     if measured["low"] is None:
-        return number(measured["value"])
-    return f"{measured['value']:.4f} ({measured['low']:.4f} to {measured['high']:.4f})"
+        return number(measured["value"], places)
+    return "{} ({} to {})".format(*(number(measured[end], places) for end in ("value", "low", "high")))
 
 
 def cut(text: str, width: int = 24) -> str:

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gpt2x.errors import UserError
-from gpt2x.evaluation.intervals import bootstrap as resampled
-from gpt2x.evaluation.intervals import interval
+from gpt2x.evaluation.answering import Answerer, answered
+from gpt2x.evaluation.intervals import ratio
 from gpt2x.evaluation.output import score, table, writing
 from gpt2x.files import write_atomic
 from gpt2x.generation.config import SamplingConfig
@@ -36,13 +36,12 @@ _ABBREVIATION = re.compile(r"\b([A-Z]|Dr|Mrs?|Ms|Prof|[Ff]igs?|[Ee]qs?|vs|cf|al|
 class Rouge:
     """The ROUGE of a model's answers; see RougeConfig for the settings.
 
-    `prompt(instruction, input)` is what the model is asked. `answer(prompts, sampling)` gives for each prompt the text
-    that the model makes of it and why it ended, in the words of `Completion.finish`.
+    `prompt(instruction, input)` is what the model is asked; `answer` gives what it makes of prompts.
     """
 
     def __init__(
         self,
-        answer: Callable[[list[str], SamplingConfig], list[tuple[str, str]]],
+        answer: Answerer,
         prompt: Callable[[str, str], str],
         *,
         batch_size: int,
@@ -66,7 +65,8 @@ class Rouge:
         if not records:
             raise UserError(f"split={split}: data={corpus.name} has no examples there")
         prompts = [self.prompt(record.instruction, record.input) for record in records]
-        answers, finishes = zip(*self._answers(prompts), strict=True)
+        made = answered(prompts, self.answer, self.sampling, batch_size=self.batch_size)
+        answers, finishes = zip(*made, strict=True)
         references = [record.outputs for record in records]
         settings = {"max_new_tokens": self.sampling.max_new_tokens, "beams": self.sampling.beams}
         numbers = report(answers, references, [r.input for r in records], finishes, bootstrap=self.bootstrap)
@@ -88,19 +88,6 @@ class Rouge:
         """What `evaluate` gave, as text to print."""
         return describe(result)
 
-    def _answers(self, prompts: list[str]) -> list[tuple[str, str]]:
-        """Prompts of about one length are answered together; the answers are in the order of the prompts."""
-        from tqdm import tqdm
-
-        order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
-        answers: dict[int, tuple[str, str]] = {}
-        with tqdm(total=len(prompts), unit="answer", desc="answering", disable=None) as bar:
-            for start in range(0, len(order), self.batch_size):
-                batch = order[start : start + self.batch_size]
-                answers |= zip(batch, self.answer([prompts[i] for i in batch], self.sampling), strict=True)
-                bar.update(len(batch))
-        return [answers[i] for i in range(len(prompts))]
-
 
 def rouge(answers: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, np.ndarray]:
     """The F1 (N,) of each answer by "rouge1", "rouge2" and "rougeL".
@@ -116,6 +103,14 @@ def rouge(answers: Sequence[str], references: Sequence[Sequence[str]]) -> dict[s
     scorer = RougeScorer(list(MEASURES), use_stemmer=True)
     scores = [scorer.score_multi(texts, answer) for answer, texts in zip(answers, references, strict=True)]
     return {name: np.array([row[name].fmeasure for row in scores]) for name in MEASURES}
+
+
+def foreign(references: Sequence[Sequence[str]]) -> int:
+    """How many examples have no reference with a letter from a to z or a digit; they are warned of."""
+    count = sum(not any(re.search("[a-z0-9]", text.lower()) for text in texts) for texts in references)
+    if count:
+        log.warning("%d of %d examples have no reference in the letters a to z: ROUGE is 0 for them", count, len(references))
+    return count
 
 
 def report(
@@ -146,9 +141,6 @@ def report(
     systems = {"model": list(answers)}
     if all(map(sentences, sources)):
         systems |= {f"lead-{n}": [lead(source, n) for source in sources] for n in (1, 3)}
-    foreign = sum(not any(re.search("[a-z0-9]", text.lower()) for text in texts) for texts in references)
-    if foreign:
-        log.warning("%d of %d examples have no reference in the letters a to z: ROUGE is 0 for them", foreign, len(answers))
     words, reference_words = _mean_words(answers), _mean_words([text for texts in references for text in texts])
     return {
         "examples": len(answers),
@@ -157,7 +149,7 @@ def report(
         "length_ratio": words / reference_words if reference_words else None,
         "empty": sum(not answer.split() for answer in answers) / len(answers),
         "cut_short": sum(finish in _CUT_SHORT for finish in finishes) / len(answers),
-        "foreign": foreign,
+        "foreign": foreign(references),
         "bootstrap": bootstrap,
     }
 
@@ -205,18 +197,10 @@ def lead(source: str | Sequence[str], n: int) -> str:
 
 
 def _measured(answers: Sequence[str], references: Sequence[Sequence[str]], bootstrap: int, seed: int) -> dict[str, Any]:
+    ones = np.ones(len(answers))
     scores = rouge(answers, references)
-    values_NM = np.column_stack(list(scores.values()))
-    measured: dict[str, Any] = {}
-    draws = np.empty((0, len(scores)))
-    if bootstrap:
-        one = np.zeros(len(answers), dtype=int)  # all examples are of one kind
-        draws = resampled(lambda counts_BN: counts_BN @ values_NM / len(answers), one, samples=bootstrap, seed=seed)
-    for i, (name, values) in enumerate(scores.items()):
-        mean = float(values.mean())
-        low, high = interval(mean, draws[:, i])
-        measured[name] = {"value": mean, "low": low, "high": high}
-    return measured | {"words": _mean_words(answers)}
+    means = {name: ratio(values, ones, samples=bootstrap, seed=seed) for name, values in scores.items()}
+    return means | {"words": _mean_words(answers)}
 
 
 def _mean_words(texts: Sequence[str]) -> float:

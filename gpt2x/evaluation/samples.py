@@ -27,8 +27,7 @@ import numpy as np
 from gpt2x.config.option import ConfigError, show
 from gpt2x.data.text import TextCorpus
 from gpt2x.errors import UserError
-from gpt2x.evaluation.intervals import bootstrap as resampled
-from gpt2x.evaluation.intervals import interval, jackknife
+from gpt2x.evaluation.intervals import jackknife, measured, ratio
 from gpt2x.evaluation.output import table, writing
 from gpt2x.evaluation.perplexity import token_losses
 from gpt2x.files import write_atomic
@@ -239,27 +238,26 @@ def report(
     `sums` holds the parts (N,) and (N,) of each figure that is a ratio of sums ("perplexity": nats and tokens, of whose
     ratio it is the exponential); `texts` are the words of each text, for the others.
     """
-    runs = [_ngrams(text, _REPEATED) for text in texts]
-    sums = sums | {"repeated": (_each(runs, lambda text: len(text) - len(set(text))), _each(runs, len))}
-    names = list(sums)
-
-    def ratios(counts_BN: np.ndarray) -> np.ndarray:
-        with np.errstate(invalid="ignore"):  # 0 / 0 is what is not defined
-            return np.column_stack([(counts_BN @ part) / (counts_BN @ whole) for part, whole in sums.values()])
-
-    draws = np.empty((0, len(names)))
-    if bootstrap:
-        draws = resampled(ratios, np.zeros(len(texts), dtype=int), samples=bootstrap, seed=seed)
     found = {}
-    for i, (name, value) in enumerate(zip(names, ratios(np.ones((1, len(texts))))[0].tolist())):
+    for name, (parts, wholes) in (sums | {"repeated": repeats(texts)}).items():
         upper = math.inf if name in ("perplexity", "judge_bpb", "words") else 1.0
-        found[name] = _score(value, interval(value, draws[:, i], upper=upper))
-    found["perplexity"] = {
-        end: None if nats is None else math.exp(min(nats, 700.0)) for end, nats in found["perplexity"].items()
-    }
+        found[name] = ratio(parts, wholes, samples=bootstrap, seed=seed, upper=upper)
+    found["perplexity"] = exponential(found["perplexity"])
     for n in (1, 2):
-        found[f"distinct_{n}"] = _score(*variety([_ngrams(text, n) for text in texts]))
+        value, ends = variety([_ngrams(text, n) for text in texts])
+        found[f"distinct_{n}"] = measured(value, *ends)
     return {name: found[name] for name in MEASURES if name in found}
+
+
+def repeats(texts: Sequence[Sequence[str]]) -> tuple[np.ndarray, np.ndarray]:
+    """The runs of four words in each text that it has had before, and all of its runs: (N,) and (N,)."""
+    runs = [_ngrams(text, _REPEATED) for text in texts]
+    return _each(runs, lambda text: len(text) - len(set(text))), _each(runs, len)
+
+
+def exponential(nats: dict[str, float | None]) -> dict[str, float | None]:
+    """The perplexity of a loss in nats, at most e ** 700: {"value", "low", "high"} of both."""
+    return {end: None if value is None else math.exp(min(value, 700.0)) for end, value in nats.items()}
 
 
 def variety(texts: Sequence[Sequence[Any]]) -> tuple[float, tuple[float, float] | tuple[None, None]]:
@@ -330,12 +328,6 @@ def _ngrams(text: Sequence[str], n: int) -> list[tuple[str, ...]]:
 
 def _each(rows: Sequence, value: Callable[[Any], float]) -> np.ndarray:
     return np.array([value(row) for row in rows], dtype=float)
-
-
-def _score(value: float, ends: tuple[float | None, float | None]) -> dict[str, float | None]:
-    if math.isnan(value):
-        return {"value": None, "low": None, "high": None}
-    return {"value": value, "low": ends[0], "high": ends[1]}
 
 
 def _short(score: dict[str, float | None]) -> str:

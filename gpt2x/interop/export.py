@@ -8,11 +8,11 @@ from pathlib import Path
 from gpt2x.config.option import ConfigError
 from gpt2x.config.schema import ExportConfig
 from gpt2x.errors import UserError
-from gpt2x.files import shown, write_atomic
+from gpt2x.files import check_replaceable, shown, write_atomic
 from gpt2x.interop import openai
 from gpt2x.interop.chat import jinja_template
 from gpt2x.interop.gguf import write_gguf
-from gpt2x.interop.huggingface_export import check_replaceable, write_huggingface
+from gpt2x.interop.huggingface_export import check_is_export, write_huggingface
 from gpt2x.interop.model_card import model_card
 from gpt2x.interop.ollama import modelfile
 from gpt2x.interop.peft import write_adapter
@@ -34,9 +34,12 @@ def export(config: ExportConfig) -> None:
         raise ConfigError("output", config.output, "this is a folder", "name a file in it")
     if config.format != "gguf" and output.exists() and not output.is_dir():
         raise ConfigError("output", config.output, "this is a file", "name a folder")
-    if config.format == "hf":
+    if config.format in ("hf", "openai"):
         try:
-            check_replaceable(output)
+            if config.format == "hf":
+                check_is_export(output)
+            else:
+                check_replaceable(output, openai.FILES)
         except UserError as error:
             raise ConfigError("output", config.output, str(error)) from None
     run = load_run(config.checkpoint, config.which, merged=config.format != "peft")

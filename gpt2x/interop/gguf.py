@@ -89,14 +89,14 @@ def write_gguf(
             writer.add_chat_template(chat_template)
 
         kind = gguf.GGMLQuantizationType[weights.upper()]
-        for name, tensor in _tensors(model):
+        for theirs, tensor in _tensors(model):
             array = tensor.detach().float().cpu().contiguous().numpy()
-            if array.ndim == 1 or name == "position_embd.weight" or weights == "f32":
-                writer.add_tensor(name, array)
+            if array.ndim == 1 or theirs == "position_embd.weight" or weights == "f32":
+                writer.add_tensor(theirs, array)
             elif weights == "f16":
-                writer.add_tensor(name, array.astype(np.float16))
+                writer.add_tensor(theirs, array.astype(np.float16))
             else:
-                writer.add_tensor(name, gguf.quants.quantize(array, kind), raw_dtype=kind)
+                writer.add_tensor(theirs, gguf.quants.quantize(array, kind), raw_dtype=kind)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from gpt2x.errors import UserError
-from gpt2x.files import replacing_folder
+from gpt2x.files import check_replaceable, replacing_folder
 from gpt2x.interop.bias import shift_for_bias
 from gpt2x.interop.huggingface import CLASSIFIER, is_transposed
 from gpt2x.interop.huggingface_tokenizer import tokenizer_files
@@ -55,7 +55,7 @@ def write_huggingface(
     transformers' classifier has no bias: ours is written as a shift of the final norm, whose output the head alone reads.
     Raises UserError for what cannot be represented, and where the folder holds what another program wrote.
     """
-    check_replaceable(folder)
+    check_is_export(folder)
     _check(model, tokenizer)
     with replacing_folder(folder) as temporary:
         files = tokenizer_files(
@@ -75,15 +75,11 @@ def write_huggingface(
         _save(temporary / _WEIGHTS, _tensors(model))
 
 
-def check_replaceable(folder: str | os.PathLike) -> None:
+def check_is_export(folder: str | os.PathLike) -> None:
     """Raise UserError if `folder` is there and is neither empty nor an earlier export."""
+    check_replaceable(folder, _FILES)
     folder = Path(folder)
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is a file, and a folder is wanted")
-    held = {path.name for path in folder.iterdir()} if folder.exists() else set()
-    if foreign := sorted(held - _FILES):
-        raise UserError(f"{folder} holds {foreign[0]}, which is not of an export: name another folder, or empty it")
-    if held and not _is_ours(folder / _WEIGHTS):
+    if folder.exists() and any(folder.iterdir()) and not _is_ours(folder / _WEIGHTS):
         raise UserError(f"{folder} holds a model that is not of an export: name another folder, or empty it")
 
 
@@ -173,4 +169,4 @@ def _save(path: Path, tensors: dict[str, Tensor]) -> None:
     with open(path, "wb") as file:
         file.write(len(encoded).to_bytes(8, "little") + encoded)
         for tensor in tensors.values():
-            file.write(tensor.cpu().contiguous().view(torch.uint8).numpy())
+            file.write(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())  # flat: a width of 1 has any stride

@@ -99,6 +99,8 @@ def _from_whole(file: Path) -> FoundTokenizer:
     """That of tokenizer.json: whatever it says that changes what the ids are is known, or refused."""
     data = read_object(file)
     try:
+        if "merges" in data["model"]:  # old versions, of which the hub's gpt2 is, do not say what that means
+            data["model"].setdefault("type", "BPE")
         kind, ids = data["model"]["type"], dict(data["model"]["vocab"])
         added = {token["content"]: token["id"] for token in data.get("added_tokens") or []}
         joins = [pair if isinstance(pair, str) else " ".join(pair) for pair in data["model"].get("merges", [])]
@@ -169,7 +171,7 @@ def _characters(ids: dict[str, int], file: Path) -> FoundTokenizer:
 
 def _end_of_text(ids: dict[str, int], file: Path) -> int:
     end = ids.get(END_OF_TEXT)
-    if sorted(ids.values()) != list(range(len(ids))) or end != len(ids) - 1:
+    if set(map(type, ids.values())) != {int} or sorted(ids.values()) != list(range(len(ids))) or end != len(ids) - 1:
         problem = f"the ids are not 0 to {len(ids) - 1}, of which {END_OF_TEXT} has the last"
         raise PretrainedError(f"{file}: {problem}, and such a tokenizer cannot be represented")
     return end

@@ -71,14 +71,14 @@ def _open_file(file: Path) -> dict[str, Stored]:
             for name, part in parts.items()
         }
     try:
-        pickled = _Pickled(file)
+        opened = _TorchFile(file)
     except Exception as error:  # of many kinds, by where it is torn
         raise PretrainedError(f"{file}: torn, or holds more than tensors, which could run code: it is not read") from error
-    held = pickled.held
+    held = opened.held
     if not isinstance(held, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in held.values()):
         raise PretrainedError(f"{file}: not a state dict, names and their tensors")
     return {
-        name: Stored(file, tuple(tensor.shape), KINDS.get(tensor.dtype, str(tensor.dtype)), partial(pickled.tensor, name))
+        name: Stored(file, tuple(tensor.shape), KINDS.get(tensor.dtype, str(tensor.dtype)), partial(opened.tensor, name))
         for name, tensor in held.items()
     }
 
@@ -89,7 +89,7 @@ def _tensor_in(file: Path, name: str) -> Tensor:
         return opened.get_tensor(name)
 
 
-class _Pickled:
+class _TorchFile:
     """A file of torch's own form, `held` in memory. What is read of a mapped one stays there until it is mapped anew, which
     is done whenever it has become too much."""
 

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpt2x.files import shown, write_atomic
+from gpt2x.files import check_replaceable, replacing_folder, shown
 from gpt2x.interop.pretrained import Description, Pretrained, PretrainedError, parameter_shapes
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ _PUBLISHED: dict[tuple[str, str], tuple[int, str | None]] = {
 }
 _FETCHED = (HPARAMS, INDEX, DATA)
 _ENCODER, _JOINS = "encoder.json", "vocab.bpe"
+FILES = {*_FETCHED, _ENCODER, _JOINS, "checkpoint"}  # what `write` writes
 _CHECKPOINT = 'model_checkpoint_path: "model.ckpt"\nall_model_checkpoint_paths: "model.ckpt"\n'
 
 
@@ -70,7 +71,7 @@ def describe(path: str | Path) -> Description:
         vocab_size, context_length, n_embd, n_head, n_layer = numbers = [hparams[name] for name in names]
     except FileNotFoundError:
         raise PretrainedError(f"{file}: no such file; it says what shape the model has") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise PretrainedError(f"{file}: expected a JSON object with {', '.join(names)} ({error!r})") from None
     if not all(type(number) is int and number > 0 for number in numbers) or n_embd % n_head:
         raise PretrainedError(f"{file}: such a model cannot be: {json.dumps(hparams)}")
@@ -103,18 +104,21 @@ def read(path: str | Path) -> Pretrained:
         )
 
     def read_tokenizer() -> Tokenizer:
-        if about.tokenizer == "gpt2":
-            return GPT2Tokenizer()
-        return read_vocabulary(about.path / _ENCODER, about.path / _JOINS)
+        gpt2s = about.tokenizer == "gpt2"
+        tokenizer = GPT2Tokenizer() if gpt2s else read_vocabulary(about.path / _ENCODER, about.path / _JOINS)
+        if tokenizer.vocab_size > about.vocab_size:
+            problem = f"its tokenizer has {tokenizer.vocab_size:,} tokens, and the model of {HPARAMS} {about.vocab_size:,}"
+            raise PretrainedError(f"{about.path}: {problem}")
+        return tokenizer
 
     return Pretrained(about, _Tensors(bundle, names), read_tokenizer)
 
 
 def write(folder: str | Path, model: GPT, tokenizer: Tokenizer) -> None:
-    """Write `model` and `tokenizer` to `folder` as OpenAI's own are, to the byte as TensorFlow would.
+    """Write `model` and `tokenizer` to `folder` as OpenAI's own are, to the byte as TensorFlow would, atomically.
 
     Raises UserError for what that form cannot hold: positions that are not learned, a head that is not tied, a tokenizer
-    that is not byte-level.
+    that is not byte-level; and where the folder holds anything but such files.
     """
     from gpt2x.interop.tensorflow import write_bundle
     from gpt2x.interop.vocabulary import vocabulary_texts
@@ -125,17 +129,15 @@ def write(folder: str | Path, model: GPT, tokenizer: Tokenizer) -> None:
     if model.lm_head is not None:
         problem = "the model's head is a matrix of its own, and OpenAI's is the token embedding"
         raise PretrainedError(f"OpenAI's format: {problem}; train one with model.tied_head=true")
+    check_replaceable(folder, FILES)
     encoder, joins = vocabulary_texts(tokenizer)
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / HPARAMS).unlink(missing_ok=True)  # without it it is no model: an old shape never meets new weights
-    write_bundle(folder / "model.ckpt", _Variables(model))
-    write_atomic(folder / _ENCODER, encoder)
-    write_atomic(folder / _JOINS, joins)
-    write_atomic(folder / "checkpoint", _CHECKPOINT)
     n_embd, n_layer = model.wte.embedding_dim, len(model.h)
     numbers = dict(n_vocab=model.vocab_size, n_ctx=model.context_length, n_embd=n_embd, n_head=model.n_head, n_layer=n_layer)
-    write_atomic(folder / HPARAMS, json.dumps(numbers, indent=2) + "\n")
+    texts = {HPARAMS: json.dumps(numbers, indent=2) + "\n", _ENCODER: encoder, _JOINS: joins, "checkpoint": _CHECKPOINT}
+    with replacing_folder(folder) as temporary:
+        write_bundle(temporary / "model.ckpt", _Variables(model))
+        for name, text in texts.items():
+            (temporary / name).write_text(text, encoding="utf-8", newline="\n")
 
 
 def fetch(size: str, *, cache: str | Path, mirror: str | Path | None) -> Path:

@@ -56,6 +56,8 @@ class Bundle(Mapping[str, np.ndarray]):
         try:
             header = dict(_fields(dict(table)[b""]))
             shards = header[1]
+            if not 0 < shards < 100_000:  # their files are numbered with five digits
+                raise ValueError(f"{shards} files")
             if header.get(2):
                 raise PretrainedError(f"{self.index}: the numbers are big-endian, which is not supported")
             self.variables = {key.decode("utf-8"): _variable(value) for key, value in table if key}
@@ -117,8 +119,10 @@ def _variable(value: bytes) -> Variable:
     dims = [dict(_fields(dim)) for number, dim in _fields(first.get(2, b"")) if number == 2]
     if first[1] not in _TYPES:
         raise ValueError(f"a variable has the type number {first[1]}; known are {', '.join(map(str, _TYPES))}")
-    shape = tuple(dim.get(1, 0) for dim in dims)
-    return Variable(np.dtype(_TYPES[first[1]]), shape, first.get(3, 0), first.get(4, 0), first.get(5, 0), first.get(6, 0))
+    shape, numbers = tuple(dim.get(1, 0) for dim in dims), [first.get(number, 0) for number in (3, 4, 5, 6)]
+    if not all(isinstance(number, int) for number in (*shape, *numbers)):
+        raise ValueError("a variable has a text where a number belongs")
+    return Variable(np.dtype(_TYPES[first[1]]), shape, *numbers)
 
 
 def _entry(array: np.ndarray, offset: int, crc: int) -> bytes:

@@ -101,7 +101,9 @@ class _Run:
         self.seconds = {row["step"]: row.get("seconds", 0.0) for row in self.metrics}
         written = (folder / "metrics.jsonl").stat().st_mtime if self.metrics else time.time()
         self.began = written - max(self.seconds.values(), default=0.0)
-        self.pictures = sorted((folder / "plots").glob("*.png"))
+        pictures = [*sorted((folder / "plots").glob("*.png")), *sorted((folder / "judged").glob("*.png"))]
+        self.extras = {f"plots/{path.stem}": (tracking.picture_shown, path) for path in pictures}
+        self.extras |= {f"judged/{p.stem}": (tracking.lines_shown, p) for p in sorted((folder / "judged").glob("items*.jsonl"))}
         self.status = self.result.get("status", "killed")
 
     @property
@@ -189,19 +191,19 @@ def _sync(run: _Run, server: Server) -> Synced:
 
     known = _find(run, server)
     unsent = missing(run.rows, known)
-    pictures = run.pictures if unsent or not known else [p for p in run.pictures if f"plots/{p.stem}" not in known.summary]
+    extras = [extra for name, extra in run.extras.items() if unsent or not known or name not in known.summary]
     outcome = Synced(run.folder, "up to date")
-    if unsent or pictures or not known or known.state != run.state:
+    if unsent or extras or not known or known.state != run.state:
         online = _open(run, server)
         url = online.url
         tracking.define_metrics(online)
         for kind, row in unsent:
             online.log(run.logged(kind, row))
-        for picture in pictures:
-            online.log(tracking.picture_shown(picture))
+        for shown, path in extras:
+            online.log(shown(path))
         tracking.close(online, run.status, run.summary())
         taken = _find(run, server)
-        expected = (known.historyLineCount if known else 0) + len(unsent) + len(pictures)
+        expected = (known.historyLineCount if known else 0) + len(unsent) + len(extras)
         if taken is None or taken.historyLineCount != expected:
             raise UserError("the server did not take every row; do it again and the rest is sent")
         outcome = Synced(run.folder, "sent", len(unsent), url)

@@ -31,6 +31,9 @@ class Tracker:
     def picture(self, path: Path) -> None:
         """Take a picture that lies in the run's folder."""
 
+    def lines(self, path: Path) -> None:
+        """Take a file of JSON lines that lies in the run's folder, a table of which each object is a row."""
+
     def finish(self, status: str, summary: dict[str, Any]) -> None:
         """Close. Called exactly once, and never raises. `status` is "finished", "failed" or "interrupted"."""
 
@@ -98,6 +101,9 @@ class Trackers(Tracker):
 
     def picture(self, path: Path) -> None:
         self._tell("picture", path)
+
+    def lines(self, path: Path) -> None:
+        self._tell("lines", path)
 
     def finish(self, status: str, summary: dict[str, Any]) -> None:
         for tracker in self._all:  # also those that failed: what they had taken until then may still be saved

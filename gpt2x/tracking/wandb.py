@@ -90,6 +90,10 @@ class WandbTracker(Tracker):
         if self._run is not None:
             self._run.log(picture_shown(path))
 
+    def lines(self, path: Path) -> None:
+        if self._run is not None:
+            self._run.log(lines_shown(path))
+
     def finish(self, status: str, summary: dict[str, Any]) -> None:
         run, self._run = self._run, None
         if run is None:
@@ -210,6 +214,17 @@ def picture_shown(path: Path) -> dict[str, Any]:
     import wandb
 
     return {f"plots/{path.stem}": wandb.Image(str(path))}
+
+
+def lines_shown(path: Path) -> dict[str, Any]:
+    """A file of JSON lines as it is logged to wandb: a table, in which what is nested stands as JSON."""
+    import wandb
+
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    cells = [[row.get(name) for name in columns] for row in rows]
+    data = [[json.dumps(cell) if isinstance(cell, (dict, list)) else cell for cell in row] for row in cells]
+    return {f"{path.parent.name}/{path.stem}": wandb.Table(columns=columns, data=data, allow_mixed_types=True)}
 
 
 def _table_shown(value: Any) -> Any:

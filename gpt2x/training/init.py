@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from gpt2x.config.option import ConfigError
 from gpt2x.interop.pretrained import Pretrained
-from gpt2x.model.classifier import parts
+from gpt2x.model.classifier import Classifier, parts
 from gpt2x.model.gpt import GPT
 from gpt2x.tokenizer.base import Tokenizer
 from gpt2x.training.checkpoint import Checkpoints
@@ -22,6 +22,14 @@ _REMEDY = (
     "leave out model= and model.n_...=: with init=run the shape is the run's own (the context may be shorter; for a longer "
     "one train the base with it, or make more positions: init.positions=repeat, init.positions=interpolate)"
 )
+
+
+class Head(NamedTuple):
+    """A classifier's head: the names of its classes, and what it computes, (classes, C) and (classes,) or None."""
+
+    labels: list[str]
+    weight: Tensor
+    bias: Tensor | None
 
 
 def locate(init: Any, *, cache: str | Path, mirror: str | Path | None) -> None:
@@ -40,12 +48,16 @@ def locate(init: Any, *, cache: str | Path, mirror: str | Path | None) -> None:
         init.path = str(find(init.path).resolve())
 
 
+# Each function below fills a GPT with the weights that it is to begin with, and gives the head of the classifier that they
+# are of, if they are of one: whether the new model has a use for it is another matter (see `keep_head`).
+
+
 def scratch(gpt: GPT, tokenizer: Tokenizer) -> None:
     """The random weights that the model was made with."""
 
 
-def from_run(gpt: GPT, tokenizer: Tokenizer, *, path: str, which: str, positions: str | None) -> None:
-    """The weights of an earlier run's model, whatever its task; a head of its own is left behind if this model has none.
+def from_run(gpt: GPT, tokenizer: Tokenizer, *, path: str, which: str, positions: str | None) -> Head | None:
+    """The weights of an earlier run's model, whatever its task; a language model's own head is left behind if this has none.
 
     The context may be shorter than the run's: the positions beyond it are left out. Where positions are not learned it may
     be longer too, else only with `positions` (see `spread`). Raises ConfigError if the run has another tokenizer, or a model
@@ -67,6 +79,9 @@ def from_run(gpt: GPT, tokenizer: Tokenizer, *, path: str, which: str, positions
         problem = f"its model has {source}, this one {gpt}"
         raise ConfigError("init.path", path, problem, _REMEDY)
     fill(gpt, dict(source.named_parameters()), positions)
+    if not isinstance(run.model, Classifier):
+        return None
+    return Head(run.task.labels, run.model.score.weight.detach(), run.model.score.bias.detach())
 
 
 def from_openai(gpt: GPT, tokenizer: Tokenizer, *, size: str | None, path: str, positions: str | None) -> None:
@@ -76,11 +91,13 @@ def from_openai(gpt: GPT, tokenizer: Tokenizer, *, size: str | None, path: str, 
     _from_pretrained(gpt, tokenizer, read(path), positions)
 
 
-def from_hf(gpt: GPT, tokenizer: Tokenizer, *, path: str, positions: str | None) -> None:
-    """The same of a model in Hugging Face's form. The head of a classifier stays behind."""
+def from_hf(gpt: GPT, tokenizer: Tokenizer, *, path: str, positions: str | None) -> Head | None:
+    """The same of a model in Hugging Face's form."""
     from gpt2x.interop.huggingface import read
 
-    _from_pretrained(gpt, tokenizer, read(Path(path)), positions)
+    pretrained = read(Path(path))
+    _from_pretrained(gpt, tokenizer, pretrained, positions)
+    return classifier_head(pretrained)
 
 
 def _from_pretrained(gpt: GPT, tokenizer: Tokenizer, pretrained: Pretrained, positions: str | None) -> None:
@@ -98,6 +115,21 @@ def _from_pretrained(gpt: GPT, tokenizer: Tokenizer, pretrained: Pretrained, pos
         problem = f"its model has {about.model}, this one {gpt}"
         raise ConfigError("init.path", about.path, problem, f"leave out model=: init={about.format} brings its own")
     fill(gpt, pretrained.tensors, positions)
+
+
+def classifier_head(pretrained: Pretrained) -> Head | None:
+    """The head of a classifier that another program wrote."""
+    if pretrained.about.labels is None:
+        return None
+    return Head(list(pretrained.about.labels), pretrained.tensors["score.weight"], pretrained.tensors.get("score.bias"))
+
+
+@torch.no_grad()
+def keep_head(model: nn.Module, labels: list[str], head: Head | None) -> None:
+    """Copy `head` to a classifier of the same classes, in the same order; where it has no bias that becomes zeros."""
+    if head is not None and isinstance(model, Classifier) and head.labels == labels:
+        model.score.weight.copy_(head.weight)
+        model.score.bias.copy_(torch.zeros(len(labels)) if head.bias is None else head.bias)
 
 
 @torch.no_grad()

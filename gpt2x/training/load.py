@@ -17,13 +17,13 @@ from gpt2x.config.schema import TrainConfig
 from gpt2x.config.trained import trained
 from gpt2x.errors import UserError
 from gpt2x.interop import pretrained
-from gpt2x.model.classifier import Classifier, parts
+from gpt2x.model.classifier import parts
 from gpt2x.model.lora import base_hash, merge
 from gpt2x.task.base import Task
 from gpt2x.tokenizer import base as tokenizers
 from gpt2x.training.checkpoint import Checkpoint, CheckpointError, Checkpoints
 from gpt2x.training.config import LoRAConfig, ScratchConfig
-from gpt2x.training.init import fill
+from gpt2x.training.init import classifier_head, fill, keep_head
 from gpt2x.training.streams import RandomStreams
 
 log = logging.getLogger(__name__)
@@ -109,9 +109,9 @@ def new_model(config: TrainConfig, tokenizer: tokenizers.Tokenizer, task: Task, 
     begins = not loaded_next or isinstance(config.finetune, LoRAConfig)
     with contextlib.nullcontext() if begins and isinstance(config.init, ScratchConfig) else Undrawn():
         gpt = instantiate(config.model, vocab_size=tokenizer.vocab_size, generator=streams.generator("init"))
-    if begins:
-        instantiate(config.init, gpt, tokenizer)
+    head = instantiate(config.init, gpt, tokenizer) if begins else None
     model = task.model(gpt, streams.generator("head"))
+    keep_head(model, task.about.get("labels", []), head)
     instantiate(config.finetune, model, generator=streams.generator("adapter"))
     return model
 
@@ -136,14 +136,11 @@ def _empty_model(config: TrainConfig, tokenizer: tokenizers.Tokenizer, task: Tas
 
 
 def _load_pretrained(path: Path) -> LoadedRun:
-    """The model that another program wrote to `path`. A classifier's head without a bias gets one of zeros."""
+    """The model that another program wrote to `path`."""
     config, theirs = trained(path), pretrained.read(path)
     tokenizer = theirs.read_tokenizer()
     task = instantiate(config.task, tokenizer, {"labels": list(theirs.about.labels)} if theirs.about.labels else {})
     model = _empty_model(config, tokenizer, task)
     fill(parts(model)[0], theirs.tensors)
-    if isinstance(model, Classifier):
-        with torch.no_grad():
-            model.score.weight.copy_(theirs.tensors["score.weight"])
-            model.score.bias.copy_(theirs.tensors.get("score.bias", torch.zeros(len(task.labels))))
+    keep_head(model, task.about.get("labels", []), classifier_head(theirs))
     return LoadedRun(config, tokenizer, task, model.eval(), None)

@@ -20,6 +20,7 @@ from gpt2x.config.schema import TrainConfig
 from gpt2x.config.trained import begun_with
 from gpt2x.device import Device, default_threads
 from gpt2x.errors import UserError
+from gpt2x.evaluation.run import measure
 from gpt2x.files import shown
 from gpt2x.generation.controls import Controls
 from gpt2x.generation.generator import TextGenerator
@@ -164,6 +165,8 @@ def train(
             _conclude(config, run_dir, state, device.peak_memory(), tracker)
             if state.finished and isinstance(config.schedule, RangeTestConfig):
                 folder.result["suggested_lr"] = _suggest_lr(run_dir, config.name, tracker)
+            if state.finished and config.evaluation is not None:
+                folder.result["evaluation"] = _evaluate(config, run_dir, tracker)
             if not state.finished:
                 raise SystemExit(stop.exit_code)
         return Result(run_dir, state.best, state)
@@ -297,6 +300,23 @@ def _conclude(config: TrainConfig, run_dir: Path, state: TrainState, peak_memory
             log.info("try      %s", command.format(shlex.quote(shown(run_dir))))
     else:
         log.info("go on    gpt2x-train resume=%s", shlex.quote(shown(run_dir)))
+
+
+def _evaluate(config: TrainConfig, run_dir: Path, tracker: Tracker) -> dict[str, Any]:
+    """Measure the trained model as gpt2x-evaluate does; what cannot be measured is told, as the run is trained and saved."""
+    try:
+        found = measure(config.final_evaluation(str(run_dir)))
+    except Exception as error:
+        log.warning("not measured: %s", error, exc_info=not isinstance(error, UserError))
+        log.info("later    gpt2x-evaluate checkpoint=%s evaluation=%s", shlex.quote(shown(run_dir)), config.evaluation.choice)
+        return {"error": str(error)}
+    log.info("%s", found)
+    if (judged := found.numbers.get("folder")) is not None:
+        for picture in sorted(Path(judged).glob("*.png")):
+            tracker.picture(picture)
+        for items in sorted(Path(judged).glob("items*.jsonl")):
+            tracker.lines(items)
+    return found.numbers
 
 
 def _suggest_lr(run_dir: Path, name: str, tracker: Tracker) -> float | None:

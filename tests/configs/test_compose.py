@@ -305,7 +305,7 @@ def test_all_problems_are_named_at_once():
 def test_a_group_that_another_command_has_is_refused():
     with pytest.raises(ConfigError, match="model=nano: no such setting"):
         compose("generate", GenerateConfig, ["checkpoint=x", "model=nano"])
-    with pytest.raises(ConfigError, match="checkpoint must be given: a run's folder"):
+    with pytest.raises(ConfigError, match="checkpoint must be given: the folder of a run"):
         compose("generate", GenerateConfig)
 
 

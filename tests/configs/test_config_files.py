@@ -48,6 +48,8 @@ def compose_file(root: str, group: str, choice: str):
 def test_every_file_of_every_group_composes(path):
     group, choice = path.parent.name, path.stem
     roots = [name for name, schema in ROOTS.items() if group in Composer(name, schema).groups]
+    if (group, choice) == ("evaluation", "judged"):
+        roots.remove("train")  # which refuses it: what a run ends with is judged first
     assert roots, f"no command has the group {group}"
     for root in roots:
         config = compose_file(root, group, choice)

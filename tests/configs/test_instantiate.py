@@ -86,6 +86,10 @@ def test_every_file_becomes_its_object(group, choice, tmp_path, request):
         assert isinstance(instantiate(config.logger, **about), Tracker)
     elif group == "sweep":
         assert instantiate(config.sweep, {"seed": Choices(("1", "2"))}, folder=tmp_path, seed=1).ask(9)
+    elif group == "judge":
+        judge = instantiate(config.judge, cache=tmp_path)
+        assert judge.kind == choice
+        assert not list(tmp_path.iterdir())
     elif group == "sampling":
         assert config.sampling.max_new_tokens > 0
     else:
@@ -118,6 +122,9 @@ def make_evaluation(choice: str) -> None:
     elif choice == "samples":
         more = {"autocast": nullcontext, "sampling": config.sampling, "load_judge": None}
         evaluation = instantiate(config.evaluation, None, CharTokenizer.from_corpus(["abc"]), **more)
+    elif choice == "judge":
+        config.evaluation.folder = "judged"
+        evaluation = instantiate(config.evaluation, instantiate(config.judge, cache="cache"))
     else:
         evaluation = instantiate(config.evaluation, lambda texts: [])
     assert callable(evaluation.evaluate)

@@ -171,7 +171,7 @@ def test_the_layers_prepared_for_this_processor(measure, kernels, weights):
             2,
             "split=test: data=text has nothing in it\n  use split=train or split=val, or cut the data another way",
         ),
-        (["split=valid"], 2, "split=valid: expected one of train, val, test; did you mean val?"),
+        (["split=valid"], 2, "split=valid: expected one of null, train, val, test; did you mean val?"),
         (["which=newest"], 2, "which=newest: expected best, last, or a step's number"),
         (["device.compile=true"], 2, "device.compile=true: is for training"),
         (["data.val_fraction=0.5"], 2, "data.val_fraction=0.5: belongs to a choice of data, and none is made\n  add data=..."),

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpt2x.evaluation import intervals
-from gpt2x.evaluation.intervals import bootstrap, interval, jackknife, wilson
+from gpt2x.evaluation.intervals import bootstrap, interval, jackknife, measured, ratio, share, wilson
 
 
 @pytest.mark.parametrize(
@@ -83,3 +83,37 @@ def test_the_jackknife_of_a_mean_has_its_standard_error():
 def test_the_jackknife_stays_within_0_and_1_and_is_not_defined_without_a_row_that_all_hangs_on():
     assert jackknife(0.9, np.array([0.0, 1.0])) == (0.0, 1.0)
     assert jackknife(0.5, np.array([0.5, np.nan])) == (None, None)
+
+
+def test_what_is_not_defined_has_no_interval_either():
+    nothing = {"value": None, "low": None, "high": None}
+    assert measured(float("nan"), 0.1, 0.2) == measured(None) == share(0, 0) == nothing
+    assert ratio(np.zeros(3), np.zeros(3), samples=10, seed=1) == nothing
+    assert measured(np.float32(0.5)) == {"value": 0.5, "low": None, "high": None}
+
+
+def test_a_share_has_wilson_s_interval():
+    low, high = wilson(15, 148)
+    assert share(np.int64(15), np.int64(148)) == {"value": 15 / 148, "low": low, "high": high}
+
+
+def test_a_ratio_of_sums_is_drawn_with_both_of_its_parts():
+    rng = np.random.default_rng(0)
+    wholes = rng.integers(1, 50, 40)
+    parts = rng.binomial(wholes, 0.3)
+    got = ratio(parts, wholes, samples=200, seed=4)
+    counts = bootstrap(lambda counts_BN: counts_BN, np.zeros(40), samples=200, seed=4)
+    expected = [(parts * drawn).sum() / (wholes * drawn).sum() for drawn in counts]
+    assert got["value"] == pytest.approx(parts.sum() / wholes.sum())
+    assert (got["low"], got["high"]) == pytest.approx(interval(got["value"], np.array(expected)))
+    assert ratio(parts, wholes, samples=0, seed=4) == {"value": got["value"], "low": None, "high": None}
+    alike = ratio(np.full(5, 7.0), np.ones(5), samples=20, seed=1, upper=math.inf)  # a mean, of which nothing can vary
+    assert alike == {"value": 7, "low": 7, "high": 7}
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.integers(1, 9)), min_size=1, max_size=20), st.integers(0, 9))
+def test_the_interval_of_a_ratio_holds_it(rows, seed):
+    shares, wholes = np.array(rows).T
+    got = ratio(shares * wholes, wholes, samples=20, seed=seed)
+    assert 0 <= got["low"] <= got["value"] <= got["high"]
+    assert got["value"] == pytest.approx((shares * wholes).sum() / wholes.sum())

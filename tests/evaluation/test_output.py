@@ -1,4 +1,4 @@
-"""Tables in files, to which several processes add rows."""
+"""Numbers as text, and tables in files, to which several processes add rows."""
 
 from __future__ import annotations
 
@@ -9,12 +9,19 @@ from pathlib import Path
 import pytest
 
 from gpt2x.errors import UserError
-from gpt2x.evaluation.output import add_row
+from gpt2x.evaluation.output import add_row, score
 
 
 def rows(path: Path) -> list[dict[str, str]]:
     with path.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
+
+
+def test_a_number_is_told_with_its_interval_where_it_has_one():
+    assert score({"value": 0.912, "low": 0.8911, "high": 0.92934}) == "0.9120 (0.8911 to 0.9293)"
+    assert score({"value": 57.25, "low": 48.11, "high": 66.0}, 1) == "57.2 (48.1 to 66.0)"
+    assert score({"value": 0.5, "low": None, "high": None}, 2) == "0.50"
+    assert score({"value": None, "low": None, "high": None}) == "-"
 
 
 def test_a_table_has_the_columns_of_all_of_its_rows(tmp_path):

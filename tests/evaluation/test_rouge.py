@@ -200,7 +200,7 @@ CORPUS = SimpleNamespace(name="foxes", splits={"train": [], "val": RECORDS, "tes
 
 
 def evaluation(answer=None, **changes) -> Rouge:
-    def first_words(prompts, sampling):
+    def first_words(prompts, sampling, seed):
         return [(" ".join(prompt.split(": ")[1].split()[:2]), "end_of_text") for prompt in prompts]
 
     options = dict(batch_size=2, max_examples=None, max_new_tokens=9, beams=1, bootstrap=50, predictions=None)
@@ -223,7 +223,7 @@ def test_an_evaluation_asks_for_each_example_and_reports_in_their_order(tmp_path
 def test_an_evaluation_tells_the_model_how_to_answer():
     asked = []
 
-    def answer(prompts, sampling):
+    def answer(prompts, sampling, seed):
         asked.append((len(prompts), sampling.max_new_tokens, sampling.temperature, sampling.beams))
         return [("Fox", "length")] * len(prompts)
 

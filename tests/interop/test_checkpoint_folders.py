@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import TEXT
 from models import gpt
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2ForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2ForSequenceClassification
 
 from gpt2x.commands import evaluate, export, generate
 from gpt2x.interop import openai
@@ -126,6 +126,16 @@ def test_it_goes_out_in_any_form_again(folder, hf, tmp_path, capsys):
     assert torch.equal(theirs["transformer.h.1.attn.c_proj.weight"].T, load_run(FIXTURE).model.h[1].attn.c_proj.weight)
     said(capsys, export, f"checkpoint={folder}", "format=gguf", f"output={tmp_path / 'model.gguf'}")
     assert (tmp_path / "model.gguf").stat().st_size > 86_016
+
+
+def test_from_openai_s_files_through_transformers_and_back_no_byte_changes(tmp_path, capsys):
+    """Ours, Hugging Face's form, read and saved by transformers, ours, OpenAI's form: weights and tokenizer."""
+    said(capsys, export, f"checkpoint={FIXTURE}", "format=hf", f"output={tmp_path / 'hf'}")
+    AutoModelForCausalLM.from_pretrained(tmp_path / "hf").save_pretrained(tmp_path / "theirs")
+    AutoTokenizer.from_pretrained(tmp_path / "hf").save_pretrained(tmp_path / "theirs")
+    said(capsys, export, f"checkpoint={tmp_path / 'theirs'}", "format=openai", f"output={tmp_path / 'openai'}")
+    for name in FILES:
+        assert (tmp_path / "openai" / name).read_bytes() == (FIXTURE / name).read_bytes(), name
 
 
 def test_a_classifier_of_transformers_classifies(labelled, tmp_path, capsys):

@@ -316,6 +316,8 @@ def test_what_the_other_programs_cannot_compute_is_refused(adapted, tmp_path, ca
         (["format=gguf"], "output must be given"),
         (["format=onnx", "output=x"], "format=onnx: expected one of gguf, hf, openai, peft"),
         (["format=hf", "output=base"], "output=base: base holds .lock, which is not of an export: name another folder"),
+        (["format=openai", "output=base"], "output=base: base holds .lock, which is not of an export: name another folder"),
+        (["format=hf", "output=."], "output=.: . is the folder that you are in, and would be replaced: name a folder in it"),
         (["format=hf", "output=base/config.yaml"], "output=base/config.yaml: this is a file\n  name a folder"),
         (["format=hf", "output=x", "weights=f16"], "weights=f16: is for format=gguf"),
     ],

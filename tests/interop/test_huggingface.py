@@ -152,10 +152,12 @@ def test_a_bias_that_no_shift_equals_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("tied_head", [True, False])
-def test_the_way_there_and_back_changes_no_bit(tmp_path, tied_head, dtype):
+@pytest.mark.parametrize(
+    "changes", [{}, {"tied_head": False}, {"n_embd": 1, "n_head": 1, "n_layer": 1}], ids=["tied", "untied", "one wide"]
+)
+def test_the_way_there_and_back_changes_no_bit(tmp_path, changes, dtype):
     """Ours, transformers, saved by it, ours again."""
-    ours = model(dtype, tied_head=tied_head)
+    ours = model(dtype, **changes)
     write_huggingface(tmp_path / "out", ours, CHARACTERS)
     AutoModelForCausalLM.from_pretrained(tmp_path / "out").save_pretrained(tmp_path / "back")
     for name, text in tokenizer_files(CHARACTERS, context_length=8).items():
@@ -164,7 +166,7 @@ def test_the_way_there_and_back_changes_no_bit(tmp_path, tied_head, dtype):
     assert back.keys() == dict(ours.named_parameters()).keys()
     for name, mine in ours.named_parameters():
         assert mine.dtype == back[name].dtype
-        assert mine.view(torch.uint8).equal(back[name].contiguous().view(torch.uint8)), name
+        assert mine.flatten().view(torch.uint8).equal(back[name].flatten().view(torch.uint8)), name
 
 
 @pytest.mark.parametrize("position", ["rope", "alibi", "none"])
@@ -207,7 +209,7 @@ def test_the_files_are_those_of_a_shared_folder(tmp_path):
         assert file.metadata()["format"] == "pt"
 
 
-def test_an_export_replaces_an_export_and_nothing_else(tmp_path):
+def test_an_export_replaces_an_export_and_nothing_else(tmp_path, monkeypatch):
     out = tmp_path / "out"
     out.mkdir()
     write_huggingface(out, gpt(), CHARACTERS, card="old")  # an empty folder is as good as none
@@ -223,6 +225,10 @@ def test_an_export_replaces_an_export_and_nothing_else(tmp_path):
     assert torch.equal(loaded(foreign).wte.weight, gpt(seed=3).wte.weight)
     with pytest.raises(UserError, match="is a file, and a folder is wanted"):
         write_huggingface(out / "notes.txt", gpt(), CHARACTERS)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(UserError, match=r"^\. is the folder that you are in, and would be replaced"):
+        write_huggingface(".", gpt(), CHARACTERS)
 
 
 def test_a_failure_leaves_the_old_folder(tmp_path, monkeypatch):
@@ -235,6 +241,23 @@ def test_a_failure_leaves_the_old_folder(tmp_path, monkeypatch):
 
     monkeypatch.setattr("gpt2x.interop.huggingface_export._save", full)
     with pytest.raises(OSError, match="No space"):
+        write_huggingface(out, gpt(seed=9), CHARACTERS)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_an_interruption_between_the_two_renames_leaves_the_old_folder(tmp_path, monkeypatch):
+    out, rename = tmp_path / "out", os.replace
+    write_huggingface(out, gpt(), CHARACTERS)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+
+    def interrupted(source, target):
+        if Path(target) == out and not Path(source).name.endswith(".old"):
+            raise KeyboardInterrupt
+        rename(source, target)
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
         write_huggingface(out, gpt(seed=9), CHARACTERS)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before

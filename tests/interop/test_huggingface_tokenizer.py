@@ -11,6 +11,7 @@ import regex
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import ByteLevelBPETokenizer
+from tokenizers import Tokenizer as Tokenizers
 from transformers import AutoTokenizer
 from transformers import GPT2Tokenizer as TheirGPT2Tokenizer
 
@@ -142,6 +143,22 @@ def test_a_folder_without_one_has_gpt2_s_if_the_rows_are_as_many(tmp_path):
         inspect_tokenizer(tmp_path, 50304)
 
 
+def test_the_hub_s_file_of_an_old_version_is_read(tmp_path, pairs):
+    """That of gpt2 does not say that its model is BPE, nor knows the newer settings."""
+    path = save(tmp_path, pairs["gpt2"][0])
+    data = json.loads((path / "tokenizer.json").read_text())
+    for name in ("type", "byte_fallback"):
+        del data["model"][name]
+    del data["pre_tokenizer"]["use_regex"]
+    data["added_tokens"][0]["normalized"] = True
+    data["post_processor"] = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": False}
+    (path / "tokenizer.json").write_text(json.dumps(data))
+    (path / "tokenizer_config.json").write_text('{"model_max_length": 1024}')
+    found, theirs = inspect_tokenizer(path, 50257), Tokenizers.from_file(str(path / "tokenizer.json"))
+    assert (found.kind, found.end_of_text) == ("gpt2", 50256)
+    assert found.make().encode(STORY[:3000]).tolist() == theirs.encode(STORY[:3000]).ids
+
+
 def trained_by_tokenizers(folder: Path, *special: str) -> Path:
     made = ByteLevelBPETokenizer()
     made.train_from_iterator([STORY[:40_000]], vocab_size=500, special_tokens=list(special), show_progress=False)
@@ -201,6 +218,7 @@ TEMPLATE_WITH_BOS = {"type": "TemplateProcessing", "single": [{"SpecialToken": {
         ({"post_processor": TEMPLATE_WITH_BOS}, 'post_processor={"type": "TemplateProcessing"'),
         ({"post_processor": {"type": "BertProcessing"}}, 'post_processor={"type": "BertProcessing"}'),
         ({"model": {"vocab": {"a": 0, END_OF_TEXT: 2}}}, "the ids are not 0 to 1"),
+        ({"model": {"vocab": {"a": "0"}}}, "the ids are not 0 to 1"),
         ({"added_tokens": [], "model": {"vocab": {"a": 0}}}, "<|endoftext|> has the last"),
         (
             {"model": {"vocab": {"a": 0, "b": 1}}, "added_tokens": [{"content": END_OF_TEXT, "id": 2}]},

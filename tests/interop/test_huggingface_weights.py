@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from gpt2x.interop.huggingface_weights import _Pickled, open_weights
+from gpt2x.interop.huggingface_weights import _TorchFile, open_weights
 
 COPY = """
 import sys
@@ -35,10 +35,10 @@ def test_a_copy_takes_little_more_memory_than_itself(tmp_path, file):
 
 
 @pytest.mark.parametrize("form", [{}, {"_use_new_zipfile_serialization": False}], ids=["mapped", "older form"])
-def test_a_pickled_file_that_is_mapped_anew_is_the_same(tmp_path, monkeypatch, form):
+def test_a_file_of_torch_that_is_mapped_anew_is_the_same(tmp_path, monkeypatch, form):
     tensors = {f"w{i}": torch.full((8,), float(i)) for i in range(20)}
     torch.save(tensors, tmp_path / "pytorch_model.bin", **form)
-    monkeypatch.setattr(_Pickled, "MOST", 64)
+    monkeypatch.setattr(_TorchFile, "MOST", 64)
     weights = open_weights(tmp_path)
     kept = {name: stored.load() for name, stored in weights.items()}  # whatever was mapped anew since
     assert all(torch.equal(kept[name], tensor) for name, tensor in tensors.items())

@@ -123,6 +123,18 @@ def test_what_goes_out_again_is_byte_for_byte_what_tensorflow_wrote(tmp_path):
         assert (tmp_path / name).read_bytes() == (FIXTURE / name).read_bytes(), name
 
 
+def test_an_export_replaces_such_files_and_nothing_else(tmp_path):
+    copy, tokenizer = tmp_path / "copy", read(FIXTURE).read_tokenizer()
+    openai.write(copy, model_of(FIXTURE), tokenizer)
+    openai.write(copy, gpt(vocab_size=260, seed=9), tokenizer)
+    assert torch.equal(model_of(copy).wte.weight, gpt(vocab_size=260, seed=9).wte.weight)
+    (copy / "model.ckpt.meta").write_text("as OpenAI has it")
+    before = {path.name: path.read_bytes() for path in copy.iterdir()}
+    with pytest.raises(UserError, match=r"copy holds model\.ckpt\.meta, which is not of an export"):
+        openai.write(copy, gpt(vocab_size=260), tokenizer)
+    assert {path.name: path.read_bytes() for path in copy.iterdir()} == before
+
+
 @pytest.mark.parametrize("n_embd", [4, 1])
 def test_any_model_comes_back(tmp_path, n_embd):
     tokenizer = BPETokenizer.from_corpus(["the cat sat on the mat " * 9 + "einen Käsekuchen für Zoë " * 9], vocab_size=300)
@@ -211,6 +223,14 @@ def test_a_file_that_is_missing_or_torn_is_named(copy, file, text, said):
     with pytest.raises(PretrainedError, match=said) as error:
         read(copy).read_tokenizer()
     assert str(copy) in str(error.value)
+
+
+@pytest.mark.parametrize("rows", [259, 1])
+def test_fewer_rows_than_tokens_are_refused(tmp_path, rows):
+    """A single row would fit any number of them."""
+    openai.write(tmp_path / "few", gpt(vocab_size=rows), read(FIXTURE).read_tokenizer())
+    with pytest.raises(PretrainedError, match=rf"few: its tokenizer has 260 tokens, and the model of hparams\.json {rows}$"):
+        read(tmp_path / "few").read_tokenizer()
 
 
 def test_a_variable_of_another_type_is_refused(copy):

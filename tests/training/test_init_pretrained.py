@@ -14,7 +14,7 @@ from conftest import TEXT
 from file_server import served
 from models import gpt
 
-from gpt2x.commands import train
+from gpt2x.commands import export, train
 from gpt2x.config.compose import compose, from_yaml
 from gpt2x.config.schema import TrainConfig
 from gpt2x.errors import UserError
@@ -132,6 +132,26 @@ def test_so_does_a_model_in_hugging_face_s_form(theirs, in_hf_form, tmp_path, ta
     assert same(saved(tmp_path / "run"), saved(tmp_path / "mine"))
     assert same(gpt_weights(tmp_path / "run"), gpt_weights(tmp_path / "mine"))
     assert configuration(tmp_path / "run").init.path == str(in_hf_form)
+
+
+@pytest.mark.parametrize("form", ["run", "hf"])
+def test_a_classifier_goes_on_with_its_head_where_the_classes_are_the_same(theirs, tmp_path, form):
+    first = tmp_path / "first"
+    assert run(first, *TASKS["classifier"], *begun(theirs), "model.context_length=32") == 0
+    head = load_run(first, "last").model.score
+    if form == "hf":
+        assert export([f"checkpoint={first}", "which=last", "format=hf", f"output={tmp_path / 'hf'}"]) == 0
+        first = tmp_path / "hf"
+    began = [f"init={form}", f"init.path={first}", *["init.which=last"] * (form == "run"), "finetune=last_block"]
+    still = ["optimizer.lr=1e-30", "optimizer.weight_decay=0", "trainer.max_steps=1"]
+    assert run(tmp_path / "same", *TASKS["classifier"], *began, *still) == 0
+    mine = load_run(tmp_path / "same", "last").model.score
+    assert torch.equal(mine.weight, head.weight)
+    bias = head.bias if form == "run" else torch.zeros(2)  # there it has gone into the final norm
+    assert torch.allclose(mine.bias, bias, rtol=0, atol=1e-20)  # the step moves a zero by its learning rate
+    # The same classes in another order are other classes, for the outputs of a head.
+    assert run(tmp_path / "other", *TASKS["classifier"], "data.labels=[spam,ham]", *began, *still) == 0
+    assert not torch.equal(load_run(tmp_path / "other", "last").model.score.weight, head.weight)
 
 
 @pytest.mark.parametrize("finetune", ["full", "lora"])
