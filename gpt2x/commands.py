@@ -105,7 +105,6 @@ evaluate = Command(
     ),
     examples=(
         "checkpoint=outputs/runs/DATE/TIME_NAME            perplexity on the run's own validation text",
-        "checkpoint=RUN evaluation.mode=strided            all of it in a row, in windows that overlap by half",
         "checkpoint=outputs/cache/openai/124M data=shakespeare   OpenAI's model, or any, on another text",
         "checkpoint=RUN data=text data.path=notes.txt data.val_fraction=0 split=train   all of your own text",
         "checkpoint=RUN evaluation=classification split=test          a classifier, beside a logistic regression",
