@@ -70,7 +70,7 @@ generate = Command(
     examples=(
         'checkpoint=outputs/runs/DATE/TIME_NAME prompt="Once upon a time"',
         "checkpoint=RUN interactive=true                      type prompts, change settings, see what comes",
-        "checkpoint=outputs/cache/openai/124M sampling=greedy OpenAI's model, always the likeliest token",
+        "checkpoint=outputs/cache/openai/124M sampling=greedy   OpenAI's model, always the likeliest token",
         "checkpoint=RUN prompt_file=prompts.txt output=texts.jsonl",
         "checkpoint=RUN -m sampling.temperature=0.5,0.8,1.1   one text for each temperature",
         'checkpoint=RUN instruction="Correct the spelling." input="I can swimm."   of a run with task=instruct',
@@ -105,7 +105,6 @@ evaluate = Command(
     ),
     examples=(
         "checkpoint=outputs/runs/DATE/TIME_NAME            perplexity on the run's own validation text",
-        "checkpoint=RUN evaluation.mode=strided            all of it in a row, in windows that overlap by half",
         "checkpoint=outputs/cache/openai/124M data=shakespeare   OpenAI's model, or any, on another text",
         "checkpoint=RUN data=text data.path=notes.txt data.val_fraction=0 split=train   all of your own text",
         "checkpoint=RUN evaluation=classification split=test          a classifier, beside a logistic regression",

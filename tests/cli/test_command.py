@@ -137,10 +137,8 @@ def test_what_cannot_be_used_is_refused_before_anything_happens(train, fake, tmp
 def test_what_loads_a_model_needs_a_checkpoint(name, request):
     outcome = request.getfixturevalue(name)()
     assert outcome.code == 2
-    assert (
-        outcome.err
-        == f"gpt2x-{name}: checkpoint must be given: the folder of a run, or of a model of OpenAI's or Hugging Face's\n"
-    )
+    what = "the folder of a run, or of a model of OpenAI's or Hugging Face's"
+    assert outcome.err == f"gpt2x-{name}: checkpoint must be given: {what}\n"
 
 
 def test_a_folder_that_cannot_be_created(train, tmp_path):
