@@ -21,10 +21,10 @@ def adamw(
     lr: float,
     weight_decay: float,
     betas: list[float],
-    beta2_half_life_tokens: float | None,
     eps: float,
     decay_all: bool,
     layer_decay: float,
+    beta2_half_life_tokens: float | None = None,
 ) -> torch.optim.Optimizer:
     """AdamW in torch's fused form, which updates each parameter in a single pass over memory."""
     groups = _groups(model, model.parameters(), lr, weight_decay, decay_all, layer_decay)
