@@ -186,5 +186,8 @@ benchmark = Command(
         "suite=finetune suite.contestants=[book,gpt2x,gpt2x-cached]",
         "suite=job                                            a whole gpt2x-train beside plain torch; two at once or in turn",
         "suite=load                                           from a run, OpenAI's files and Hugging Face's to a model",
+        "suite=train                                          a training step: nanoGPT's, transformers', ours",
+        "suite=train model=nano suite.batch_size=12 suite.tokens=64 suite.vocab_size=66 suite.steps=100      a small one",
+        "suite=time_to_loss suite.target=1.9                  seconds of a whole recipe until its loss is as low",
     ),
 )

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gpt2x.benchmark import finetune_contestants, generate_contestants, job_contestants, load_contestants
+from gpt2x.benchmark import (
+    finetune_contestants,
+    generate_contestants,
+    job_contestants,
+    load_contestants,
+    train_contestants,
+)
 from gpt2x.config.option import ConfigError, option
 from gpt2x.model.config import GPTConfig
 
@@ -100,6 +106,51 @@ class LoadSuiteConfig:
 
     def check_model(self, model: GPTConfig) -> None:
         """Any model will do."""
+
+
+@dataclass(kw_only=True)
+class TrainSuiteConfig:
+    """How long a training step takes, from random weights."""
+
+    _target_: str = "gpt2x.benchmark.train.TrainSuite"
+    name: str = option("train", "what the suite is called in the report")
+    contestants: list[str] | None = option(
+        None, f"who takes part; null: all, which are {', '.join(train_contestants.CONTESTANTS)}"
+    )
+    batch_size: int = option(2, "rows in a step", minimum=1)
+    tokens: int = option(256, "tokens in each row, which is also the model's context", minimum=1)
+    vocab_size: int = option(50257, "tokens in the vocabulary, GPT-2's by default", minimum=2)
+    steps: int = option(5, "steps that a process takes, after two that are not timed", minimum=1)
+    rounds: int = option(5, "processes of each contestant, taken in turns, after a first one that is not counted", minimum=1)
+    timeout: float = option(600.0, "seconds after which a contestant that has not ended has failed", above=0)
+
+    def check(self) -> None:
+        _check_contestants(self.contestants, train_contestants.CONTESTANTS)
+
+    def check_model(self, model: GPTConfig) -> None:
+        """Any model will do: its context is that of the rows."""
+
+
+@dataclass(kw_only=True)
+class TimeToLossSuiteConfig:
+    """How long whole recipes take until the validation loss is low."""
+
+    _target_: str = "gpt2x.benchmark.time_to_loss.TimeToLossSuite"
+    name: str = option("time_to_loss", "what the suite is called in the report")
+    experiments: list[str] = option(["shakespeare_char_cpu"], "the recipes, each an experiment of gpt2x-train")
+    seeds: list[int] = option([1, 2, 3], "a run of each recipe with each of these seeds", minimum=0, maximum=2**32 - 1)
+    target: float = option(1.898, "the validation loss to reach, in nats a token over the whole split", above=0)
+    settings: list[str] = option([], "more settings of gpt2x-train for all runs, such as ['trainer.eval_every=50']")
+    timeout: float = option(3600.0, "seconds after which a run that has not ended has failed", above=0)
+
+    def check(self) -> None:
+        for name in ("experiments", "seeds"):
+            _check_list(name, getattr(self, name))
+
+    def check_model(self, model: GPTConfig | None) -> None:
+        """Raise ConfigError if a model is chosen: it would not be used."""
+        if model is not None:
+            raise ConfigError("experiments", self.experiments, "say which model; none is chosen beside", "leave model= out")
 
 
 def _check_list(name: str, values: list) -> None:

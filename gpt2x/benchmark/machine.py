@@ -1,4 +1,4 @@
-"""What limits a machine: its processor, and how fast its memory is read."""
+"""What limits a machine: its processor, how fast its memory is read and how fast it multiplies matrices."""
 
 from __future__ import annotations
 
@@ -57,3 +57,27 @@ def memory_bandwidth(passes: int = 5) -> float:
             read()
             best = min(best, time.perf_counter() - started)
     return numbers.nbytes / best
+
+
+def gemm_speed(rows: int, width: int, dtype: torch.dtype, seconds: float = 0.5) -> float:
+    """Floating-point operations a second of torch's matrix products, with all its threads, in the best case that a block
+    of a transformer has: the fastest product of `rows` states with one of the block's matrices, or of one of its gradients.
+
+    Each product is repeated for `seconds`, and the fastest time counts. On a processor with several libraries for it
+    (torch's default and oneDNN) that is the fastest of them.
+    """
+    fastest = 0.0
+    for inputs, outputs in ((width, 3 * width), (width, 4 * width), (4 * width, width)):
+        x, w, y = (torch.rand(shape).to(dtype) for shape in ((rows, inputs), (outputs, inputs), (rows, outputs)))
+        products = [lambda x=x, w=w: x @ w.T, lambda y=y, w=w: y @ w, lambda x=x, y=y: y.T @ x]
+        if torch.backends.mkldnn.is_available():
+            products.append(lambda x=x, w=w: torch.ops.mkldnn._linear_pointwise(x, w, None, "none", [], ""))
+        for product in products:
+            product()
+            began = started = time.perf_counter()
+            while started - began < seconds:
+                product()
+                ended = time.perf_counter()
+                fastest = max(fastest, 2 * rows * inputs * outputs / (ended - started))
+                started = ended
+    return fastest

@@ -36,7 +36,7 @@ def benchmark(config: BenchmarkConfig) -> None:
     print(f"machine  {about['machine']['cpu']}, {device.threads} thread{'s' * (device.threads > 1)}", flush=True)
     with StopRequest():  # a SIGTERM too ends the contestants and removes their files
         report = about | suite.run(
-            model=_arguments(config.model),
+            model=None if config.model is None else _arguments(config.model),
             device=_arguments(config.device) | {"threads": device.threads},
             seed=config.seed,
             cache=config.paths.cache,

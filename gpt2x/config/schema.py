@@ -13,7 +13,14 @@ from dataclasses import dataclass, field, fields, replace
 from fnmatch import fnmatchcase as fnmatch
 from typing import Any
 
-from gpt2x.benchmark.config import FinetuneSuiteConfig, GenerateSuiteConfig, JobSuiteConfig, LoadSuiteConfig
+from gpt2x.benchmark.config import (
+    FinetuneSuiteConfig,
+    GenerateSuiteConfig,
+    JobSuiteConfig,
+    LoadSuiteConfig,
+    TimeToLossSuiteConfig,
+    TrainSuiteConfig,
+)
 from gpt2x.config.option import ConfigError, option, show
 from gpt2x.data.config import SPLITS, InstructionsConfig, TableConfig, TextConfig
 from gpt2x.device import DeviceConfig
@@ -82,7 +89,10 @@ GROUPS: dict[str, tuple[type, ...]] = {
     "evaluation": (PerplexityConfig, ClassificationConfig, RougeConfig, SamplesConfig, JudgementConfig, JudgedConfig),
     "judge": (OllamaConfig, OpenAICompatibleConfig, BookConfig),
     "sweep": (GridConfig, PairedConfig, OneAtATimeConfig, OptunaConfig),
-    "suite": (GenerateSuiteConfig, FinetuneSuiteConfig, JobSuiteConfig, LoadSuiteConfig),
+    "suite": (
+        *(GenerateSuiteConfig, FinetuneSuiteConfig, JobSuiteConfig, LoadSuiteConfig),
+        *(TrainSuiteConfig, TimeToLossSuiteConfig),
+    ),
 }
 
 
@@ -650,7 +660,7 @@ class BenchmarkConfig:
     seed: int = option(1, "of the random weights and tokens", minimum=0, maximum=2**32 - 1)
     paths: CachePathsConfig = field(default_factory=CachePathsConfig)
     suite: Any = None
-    model: Any = None
+    model: Any | None = None  # null: the suite's experiments say it
     device: Any = None
 
     def check(self) -> None:
@@ -661,8 +671,11 @@ class BenchmarkConfig:
             raise ConfigError("device.precision", self.device.precision, problem, "choose among suite.contestants")
         if self.device.compile:
             raise ConfigError("device.compile", True, "no contestant is compiled", "leave it out")
-        for name, value in self.model.changes().items():
-            raise ConfigError(f"model.{name}", value, "the other contestants are GPT-2 alone", "leave it out")
+        if self.model is None and not isinstance(self.suite, TimeToLossSuiteConfig):
+            raise ConfigError("model", None, "this suite measures one model", "such as model=gpt2")
+        if self.model is not None:
+            for name, value in self.model.changes().items():
+                raise ConfigError(f"model.{name}", value, "the other contestants are GPT-2 alone", "leave it out")
         try:
             self.suite.check_model(self.model)
         except ConfigError as error:

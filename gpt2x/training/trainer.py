@@ -147,7 +147,7 @@ class Trainer:
                     self._save()
                 if stop() or state.finished:
                     return state
-                row = self._train_step()
+                row = self.train_step()
 
     def resume(self, checkpoint: Checkpoint) -> None:
         """Take up all of a checkpoint's state. Raises UserError if its weights are another model's."""
@@ -181,7 +181,7 @@ class Trainer:
 
     # -- one step -------------------------------------------------------------------------------------------
 
-    def _train_step(self) -> dict[str, Any]:
+    def train_step(self) -> dict[str, Any]:
         """Take one optimizer step; returns the row to log, empty on most steps."""
         state, started = self.state, time.perf_counter()
         multiplier = self.schedule(state.step)
