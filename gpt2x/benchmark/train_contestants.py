@@ -76,6 +76,7 @@ def _gpt2x(job: dict[str, Any], model: GPT, *, precision: str = "fp32") -> Step:
         identity={},
         max_steps=600_000,
         accumulate=1,
+        sequence_warmup=None,
         clip_norm=CLIP_NORM,
         ema_decay=None,
         eval_every=600_000,
