@@ -24,6 +24,11 @@ class DeviceConfig:
     compile: bool = option(False, "torch.compile the model (costs half a minute at the start)")
     deterministic: bool = option(True, "same config, same bits; refuses operations that cannot promise it")
     flush_denormals: bool = option(True, "treat denormal numbers as zero, which CPUs otherwise compute slowly")
+    keep_memory: bool = option(
+        True,
+        "keep what is freed for the next step instead of giving it back to the system, which would have to clear it again: "
+        "faster by a tenth and more, for some more memory (on Linux)",
+    )
 
     def check_available(self) -> None:
         """Raise ConfigError if this machine cannot do what is asked. Imports torch only if it must."""
@@ -68,7 +73,15 @@ class Device:
     """A configured device. Making one sets torch's process-wide switches, each one either way."""
 
     def __init__(
-        self, *, type: str, precision: str, threads: int | None, compile: bool, deterministic: bool, flush_denormals: bool
+        self,
+        *,
+        type: str,
+        precision: str,
+        threads: int | None,
+        compile: bool,
+        deterministic: bool,
+        flush_denormals: bool,
+        keep_memory: bool,
     ):
         import torch
 
@@ -77,6 +90,7 @@ class Device:
         self.threads = threads or default_threads()
         torch.set_num_threads(self.threads)
         torch.set_flush_denormal(flush_denormals)
+        _keep_memory(keep_memory)
         torch.use_deterministic_algorithms(deterministic)
         # By default that also fills every new tensor with NaN, to show up bugs in kernels, at a tenth of the speed.
         torch.utils.deterministic.fill_uninitialized_memory = False
@@ -112,6 +126,23 @@ class Device:
         if self.torch_device.type == "cuda":
             return f"{torch.cuda.get_device_name()}, {self.precision}"
         return f"cpu, {self.threads} thread{'s' * (self.threads > 1)}, {self.precision}"
+
+
+def _keep_memory(keep: bool) -> None:
+    """Tell the C library what to do with large blocks of memory that are freed.
+
+    By default glibc maps each anew and unmaps it: a training step of GPT-2 then waits for some 250,000 pages to be cleared.
+    Otherwise they come from the heap and stay there. Nothing happens where the C library is another one.
+    """
+    import ctypes
+
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # TypeError: Windows has no library of the process itself
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_M_MMAP_MAX, 0 if keep else 65536)
+        mallopt(_M_TRIM_THRESHOLD, -1 if keep else 128 * 1024)
+
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of malloc.h
 
 
 def peak_memory() -> int:

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -13,7 +19,7 @@ from gpt2x.training.run import train
 
 def make(**changes) -> Device:
     settings = dict(type="cpu", precision="fp32", threads=1, compile=False, deterministic=True, flush_denormals=True)
-    return Device(**settings | changes)
+    return Device(**settings | {"keep_memory": False} | changes)
 
 
 def test_threads_are_what_is_asked_for():
@@ -38,6 +44,28 @@ def test_denormals_are_flushed_or_kept():
     make(flush_denormals=False)
     assert flushed == 0.0
     assert (tiny * 1.0).item() != 0.0
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+@pytest.mark.parametrize("keep", [True, False])
+def test_memory_is_kept_or_given_back(keep):
+    """In a process of its own, where nothing was freed before."""
+    code = f"""
+import psutil, torch
+from tests.test_device import make
+make(keep_memory=not {keep})
+make(keep_memory={keep})
+resident = lambda: psutil.Process().memory_info().rss
+before, large = resident(), torch.ones(50_000_000)
+held = resident() - before
+del large
+print(held, resident() - before)
+"""
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    held, left = map(int, done.stdout.split())
+    assert held > 190e6
+    assert (left > 190e6) == keep
 
 
 def test_each_switch_is_set_either_way():

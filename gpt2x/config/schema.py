@@ -56,8 +56,12 @@ from gpt2x.training.config import (
 
 # What in a TrainConfig is beside what a run computes, as patterns of dotted names. What a resumed run may change is another
 # question, with a list of its own (resume.py): changing the patience keeps a run what it is, and does change what comes of it.
-BESIDE = ("name", "resume", "seeds", "sweep.*", "paths.*", "logger.*", "evaluation.*", "judge.*")
-"""What a run is called, where its files lie, who is told, what it is one of, and how it is measured when it has ended."""
+BESIDE = (
+    *("name", "resume", "seeds", "sweep.*", "paths.*", "logger.*"),
+    *("evaluation.*", "judge.*", "device.keep_memory"),
+)
+"""What a run is called, where its files and its memory lie, who is told, what it is one of, and how it is measured when it
+has ended."""
 REPEATED = (*BESIDE, "seed", "device.threads")
 """The same, and what makes a run one more of the same experiment: its luck, and the order of sums."""
 OBSERVED = (
