@@ -231,7 +231,7 @@ def test_a_typo_in_a_file_is_refused_too(mine):
 
 
 def test_a_setting_of_another_class_is_recognised():
-    assert "optimizer.momentum=0.5: this choice of optimizer has no such setting; optimizer=sgd has" in refusal(
+    assert "optimizer.momentum=0.5: this choice of optimizer has no such setting; optimizer=muon or optimizer=sgd has" in refusal(
         "optimizer.momentum=0.5"
     )
 
@@ -316,7 +316,7 @@ def test_own_files_beside_ours(mine):
     folder = mine("optimizer/fast.yaml", "_target_: gpt2x.training.optimizer.adamw\nlr: 5e-3\n")
     assert train("optimizer=fast", config_dir=folder).optimizer.lr == 5e-3
     assert train(f"hydra.searchpath=[file://{folder}]", "optimizer=fast").optimizer.lr == 5e-3
-    assert "choices of optimizer: adamw, fast, sgd" in refusal("optimizer=fats", config_dir=folder)
+    assert "choices of optimizer: adamw, fast, muon, sgd" in refusal("optimizer=fats", config_dir=folder)
 
 
 @pytest.mark.parametrize("plus", ["", "+"])
