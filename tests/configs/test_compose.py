@@ -231,8 +231,8 @@ def test_a_typo_in_a_file_is_refused_too(mine):
 
 
 def test_a_setting_of_another_class_is_recognised():
-    message = refusal("optimizer.momentum=0.5")
-    assert "optimizer.momentum=0.5: this choice of optimizer has no such setting; optimizer=muon or optimizer=sgd has" in message
+    theirs = "this choice of optimizer has no such setting; optimizer=muon or optimizer=sgd has"
+    assert f"optimizer.momentum=0.5: {theirs}" in refusal("optimizer.momentum=0.5")
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,8 @@ def test_every_file_becomes_its_object(group, choice, tmp_path, request):
         instantiate(config.finetune, model)
         assert any(parameter.requires_grad for parameter in model.parameters())
     elif group == "optimizer":
-        assert instantiate(config.optimizer, torch.nn.Linear(2, 2)).param_groups[0]["lr"] == config.optimizer.lr
+        model = instantiate(config.model, vocab_size=10)
+        assert instantiate(config.optimizer, model).param_groups[0]["lr"] == config.optimizer.lr
     elif group == "schedule":
         assert 0 < instantiate(config.schedule, total_steps=100)(0) <= 1
     elif group == "device":
