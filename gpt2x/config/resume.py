@@ -23,7 +23,7 @@ CHANGEABLE = (
     "evaluation.*",  # which is of the run when it has ended
     "judge.*",
     "device.threads",
-    "init.*",  # where the run it began with is now
+    "init.path",  # where the model it began with is now
     "trainer.keep_*",
     "trainer.log_*",
     "trainer.patience",

@@ -566,10 +566,12 @@ class EvaluateConfig(TrainedModelConfig):
             )
 
     def check_available(self) -> None:
-        if self.checkpoint is not None:
+        if isinstance(self.evaluation, JudgedConfig):  # of a run, and its model is of no matter
+            if self.checkpoint is not None and kind_of(self.checkpoint) != "run":
+                raise ConfigError("checkpoint", self.checkpoint, lacking("run"), "runs lie under outputs/runs")
+        elif self.checkpoint is not None:
             super().check_available()
-            if not isinstance(self.evaluation, JudgedConfig):
-                self._check_own_data()
+            self._check_own_data()
         for name in ("answers", "against"):
             path = getattr(self, name)
             if path is None or os.path.isfile(os.path.expanduser(path)):

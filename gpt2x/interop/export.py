@@ -14,7 +14,7 @@ from gpt2x.interop.chat import jinja_template
 from gpt2x.interop.gguf import write_gguf
 from gpt2x.interop.huggingface_export import check_is_export, write_huggingface
 from gpt2x.interop.model_card import model_card
-from gpt2x.interop.ollama import modelfile
+from gpt2x.interop.ollama import MARK, modelfile
 from gpt2x.interop.peft import write_adapter
 from gpt2x.model.classifier import Classifier
 from gpt2x.model.lora import adapted_layers
@@ -30,8 +30,10 @@ log = logging.getLogger(__name__)
 def export(config: ExportConfig) -> None:
     """Write `config.output`. Raises UserError for what the user can mend."""
     output = Path(config.output)
-    if config.format == "gguf" and output.is_dir():
-        raise ConfigError("output", config.output, "this is a folder", "name a file in it")
+    if output.resolve() == Path(config.checkpoint).resolve():
+        raise ConfigError("output", config.output, "this is the checkpoint, which it would replace", "name another folder")
+    if config.format == "gguf":
+        _check_gguf_output(output)
     if config.format != "gguf" and output.exists() and not output.is_dir():
         raise ConfigError("output", config.output, "this is a file", "name a folder")
     if config.format in ("hf", "openai"):
@@ -51,6 +53,21 @@ def export(config: ExportConfig) -> None:
     print(f"wrote {shown(output)} ({size / 1e6:.1f} MB): {run.model}")
     if config.format == "gguf":
         print(f"Ollama   ollama create NAME -f {shown(_modelfile(output))}")
+
+
+def _check_gguf_output(output: Path) -> None:
+    """Refuse to replace what is no GGUF file, or a Modelfile that was not written here."""
+    if output.is_dir():
+        raise ConfigError("output", str(output), "this is a folder", "name a file in it")
+    for path, mark in ((output, b"GGUF"), (_modelfile(output), MARK.encode())):
+        if path.exists() and mark not in _beginning(path):
+            problem = f"{shown(path)} is not of an export, and would be replaced"
+            raise ConfigError("output", str(output), problem, "name another file")
+
+
+def _beginning(path: Path) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(1000)
 
 
 def _write(config: ExportConfig, run: LoadedRun) -> None:
@@ -80,6 +97,9 @@ def _write(config: ExportConfig, run: LoadedRun) -> None:
         if not adapted_layers(run.model):
             problem = f"checkpoint={config.checkpoint} has no adapter"
             raise ConfigError("format", "peft", problem, "train one with finetune=lora, or use format=hf or gguf")
+        if (how := getattr(run.config.init, "positions", None)) is not None:
+            problem = f"the adapter belongs to a base whose positions init.positions={how} has made, and holds none"
+            raise ConfigError("format", "peft", problem, "use format=hf, where it is merged")
         write_adapter(run.model, config.output, base_name=config.base)
 
 

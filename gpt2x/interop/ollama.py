@@ -8,6 +8,7 @@ from gpt2x.task.template import FIELD, Template
 from gpt2x.tokenizer.base import END_OF_TEXT
 
 MAX_NEW_TOKENS = 100
+MARK = "# gpt2x-export wrote it"
 
 
 def modelfile(gguf: str, *, context_length: int, template: Template | None, instruction: str | None = None) -> str:
@@ -17,7 +18,7 @@ def modelfile(gguf: str, *, context_length: int, template: Template | None, inst
     """
     return f'''\
 # ollama create NAME -f THIS_FILE; then: ollama run NAME
-# gpt2x-export wrote it, and replaces it when it writes {gguf} again.
+{MARK}, and replaces it when it writes {gguf} again.
 FROM ./{gguf}
 TEMPLATE """{go_template(template, instruction)}"""
 PARAMETER stop "{END_OF_TEXT}"

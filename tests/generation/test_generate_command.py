@@ -192,6 +192,7 @@ def test_settings_of_generation_reach_the_model(made, tmp_path, monkeypatch):
             return super().generate(prompts, **settings)
 
     prepared = []
+    monkeypatch.setattr("gpt2x.device._cpu_has_bf16", lambda: True)  # without such instructions it is slow, no more
     monkeypatch.setattr(module, "TextGenerator", Spy)
     monkeypatch.setattr("gpt2x.model.prepared.prepare", lambda model, **settings: prepared.append(settings) or model)
     (tmp_path / "p.txt").write_text("a\nb\nc\nd\ne\n")

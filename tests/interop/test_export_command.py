@@ -149,8 +149,12 @@ def test_an_instructed_model_is_asked_and_answers_as_by_gpt2x_generate(answering
 
 def test_the_modelfile_has_the_name_of_the_model(base, capsys):
     pytest.importorskip("gguf")
-    Path("v2.Modelfile").write_text("of an earlier export")
-    for output in ("v2.gguf", "v2.0", "folder/v2.Modelfile"):
+    Path("v2.Modelfile").write_text("FROM llama3.2")
+    assert export([f"checkpoint={base}", "format=gguf", "output=v2.gguf"]) == 2
+    assert "v2.Modelfile is not of an export, and would be replaced" in capsys.readouterr().err
+    assert Path("v2.Modelfile").read_text() == "FROM llama3.2"
+    Path("v2.Modelfile").unlink()
+    for output in ("v2.gguf", "v2.0", "folder/v2.Modelfile", "v2.gguf"):
         assert export([f"checkpoint={base}", "format=gguf", f"output={output}"]) == 0
     there = {str(path) for path in Path().rglob("*v2*") if path.is_file()}
     assert there == {
@@ -315,8 +319,10 @@ def test_what_the_other_programs_cannot_compute_is_refused(adapted, tmp_path, ca
         (["format=gguf", "output=x", "base=b"], "base=b: is for format=peft"),
         (["format=gguf"], "output must be given"),
         (["format=onnx", "output=x"], "format=onnx: expected one of gguf, hf, openai, peft"),
-        (["format=hf", "output=base"], "output=base: base holds .lock, which is not of an export: name another folder"),
-        (["format=openai", "output=base"], "output=base: base holds .lock, which is not of an export: name another folder"),
+        (["format=hf", "output=base"], "output=base: this is the checkpoint, which it would replace\n  name another folder"),
+        (["format=hf", "output=base/plots"], "holds loss.png, which is not of an export: name another folder"),
+        (["format=openai", "output=base/plots"], "holds loss.png, which is not of an export: name another folder"),
+        (["format=gguf", "output=base/run.log"], "run.log is not of an export, and would be replaced\n  name another file"),
         (["format=hf", "output=."], "output=.: . is the folder that you are in, and would be replaced: name a folder in it"),
         (["format=hf", "output=base/config.yaml"], "output=base/config.yaml: this is a file\n  name a folder"),
         (["format=hf", "output=x", "weights=f16"], "weights=f16: is for format=gguf"),
