@@ -113,6 +113,7 @@ def test_a_command_of_the_readme(line, runs, tmp_path, monkeypatch, capsys, requ
             steps = ["trainer.max_epochs=null"] * any(
                 f"experiment={name}" in arguments for name in ("verdict_124m", "instruct_book")
             )
+            steps += ["schedule.warmup_steps=0"] * ("experiment=shakespeare_char_fast" in arguments)
             searched = ["sweep.n_trials=3"] * any(s in line for s in ("sweep=random", "sweep=optuna"))
             arguments = [a for a in arguments if not a.startswith("sweep.n_trials=")]
             arguments += [*steps, *searched, "trainer.max_steps=2"]
