@@ -20,6 +20,14 @@ log = logging.getLogger(__name__)
 _CHUNK = 1 << 20
 
 
+class Unreachable(UserError):
+    """No address has given the file; `reason` is the last one's, a line."""
+
+    def __init__(self, reason: str, remedy: str):
+        super().__init__(f"{reason}\n  {remedy}\n  What was fetched so far is kept; the next try goes on from there.")
+        self.reason = reason
+
+
 def fetch(
     url: str,
     *also: str,
@@ -165,10 +173,9 @@ def _extract(archive: Path, member: str, part: Path) -> None:
         ) from error
 
 
-def _unreachable(url: str, target: Path, reason: object) -> UserError:
-    return UserError(
-        f"cannot fetch {url}: {reason}\n"
-        f"  Without a network, put the file at {target}\n"
-        f"  or name a folder that holds {target.name}: paths.mirror=FOLDER, or GPT2X_MIRROR=FOLDER in the environment.\n"
-        f"  What was fetched so far is kept; the next try goes on from there."
+def _unreachable(url: str, target: Path, reason: object) -> Unreachable:
+    return Unreachable(
+        f"cannot fetch {url}: {reason}",
+        f"Without a network, put the file at {target}\n"
+        f"  or name a folder that holds {target.name}: paths.mirror=FOLDER, or GPT2X_MIRROR=FOLDER in the environment.",
     )

@@ -146,6 +146,7 @@ def fetch(size: str, *, cache: str | Path, mirror: str | Path | None) -> Path:
     What that lacks is fetched, from OpenAI or, where that fails, from another source. The tokenizer, which is the same for
     every size, comes with gpt2x. Raises UserError where a file cannot be had or is not what it should be.
     """
+    from gpt2x.data.fetch import Unreachable
     from gpt2x.data.fetch import fetch as fetch_file
 
     mirrored = None if mirror is None else Path(mirror) / "gpt2" / size
@@ -157,7 +158,12 @@ def fetch(size: str, *, cache: str | Path, mirror: str | Path | None) -> Path:
     def fetched(file: str, mirror: Path | None) -> Path:
         n_bytes, sha256 = _PUBLISHED.get((size, file), (None, None))
         urls = [source.format(size=size, file=file) for source in _SOURCES]
-        return fetch_file(*urls, file=file, sha256=sha256, n_bytes=n_bytes, cache=kept, mirror=mirror, pinned_by=None)
+        try:
+            return fetch_file(*urls, file=file, sha256=sha256, n_bytes=n_bytes, cache=kept, mirror=mirror, pinned_by=None)
+        except Unreachable as error:
+            remedy = f"Without a network, put {', '.join(_FETCHED)} into any folder and give init.path=FOLDER,"
+            places = f"or into FOLDER/gpt2/{size} and give paths.mirror=FOLDER (or GPT2X_MIRROR=FOLDER in the environment)."
+            raise Unreachable(f"init.size={size}: {error.reason}", f"{remedy}\n  {places}") from None
 
     folders = {fetched(file, mirrored).parent for file in _FETCHED}
     if len(folders) > 1:  # not all of the mirror's are there, or what they should be: then none of them is used

@@ -119,6 +119,8 @@ def train(
         log.info("data     %s", data)
         log.info("tokens   %s, %s in the vocabulary", tokenizer.kind, f"{tokenizer.vocab_size:,}")
         log.info("model    %s", model)
+        if checkpoint is None and not isinstance(config.init, ScratchConfig):
+            log.info("weights  begin as those of %s", shown(config.init.path))
         if isinstance(optimizer, Muon):
             log.info("learns   %s", optimizer)
         if not all(parameter.requires_grad for parameter in model.parameters()):
