@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import logging
@@ -24,7 +25,7 @@ from gpt2x.evaluation.judge.companions import reference_losses
 from gpt2x.evaluation.judge.config import JudgedConfig, JudgementConfig
 from gpt2x.evaluation.judge.evaluation import Answering
 from gpt2x.evaluation.output import add_row, read_rows, writing
-from gpt2x.files import write_atomic
+from gpt2x.files import shown, write_atomic
 from gpt2x.generation.config import SamplingConfig
 from gpt2x.generation.generator import TextGenerator
 from gpt2x.model.gpt import GPT
@@ -115,6 +116,16 @@ def _judge_answers(config: EvaluateConfig, device: Device) -> Measured:
         folder = new_folder(str(Path(config.paths.outputs) / "judged" / time.strftime("%Y-%m-%d_%H-%M-%S")))
     judge = instantiate(config.judge, cache=Path(config.paths.cache) / "judge")
     evaluation = instantiate(replace(config.evaluation, folder=str(folder)), judge)
+    try:
+        return _judged(config, device, judge, evaluation)
+    finally:
+        if config.evaluation.folder is None:
+            with contextlib.suppress(OSError):  # it is not empty; what failed before anything was written leaves no folder
+                folder.rmdir()
+
+
+def _judged(config: EvaluateConfig, device: Device, judge: Any, evaluation: Any) -> Measured:
+    """The same by `judge`, which `evaluation` asks."""
     if config.answers is not None:
         about = {"answers": config.answers}
         answers = evaluation.read(config.answers, "answers")
@@ -123,6 +134,7 @@ def _judge_answers(config: EvaluateConfig, device: Device) -> Measured:
         _fits(config, run)
         corpus, split = _corpus(config, run)
         about = _about(config, run, split, device)
+        judge.server.version()  # whether it is there, before all answers are made, not after
         asked = [Answer(r.line, r.instruction, r.input, r.outputs[0], "") for r in corpus.splits[split]]
         answers = evaluation.answer(_answering(config, run, device), asked[: config.evaluation.max_examples], "answers")
     against = None
@@ -133,7 +145,7 @@ def _judge_answers(config: EvaluateConfig, device: Device) -> Measured:
     elif config.against is not None:
         against = evaluation.read(config.against, "against")
     numbers = evaluation.evaluate(answers, against)
-    about |= {"against": config.against, "judge": judge.name}
+    about |= {"against": config.against, "judge": judge.name, "folder": shown(evaluation.folder)}
     return Measured(about, numbers, evaluation.describe(numbers), compact=False)
 
 

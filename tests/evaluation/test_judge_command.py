@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -386,6 +387,29 @@ def test_no_server_and_no_model(judged, server):
     assert code == 1
     assert "the judge's server does not answer at http://127.0.0.1:9/api/tags: the connection failed: " in err
     assert "start it with `ollama serve`" in err
+
+
+def test_what_fails_before_anything_is_written_leaves_no_folder_and_what_does_not_is_told(judged, server):
+    before = set(Path("outputs/judged").glob("*"))
+    assert judged(books(), UNMADE, "judge.model=phi", "evaluation.folder=null")[0] == 1
+    assert set(Path("outputs/judged").glob("*")) == before
+    code, out, _ = judged(books(), UNMADE, "evaluation.folder=null")
+    (made,) = set(Path("outputs/judged").glob("*")) - before
+    assert code == 0 and re.search(rf"^folder +{re.escape(str(made))}$", out, flags=re.MULTILINE)
+    assert (made / "items.jsonl").is_file()
+
+
+def test_answers_that_are_judged_already_keep_the_judge_s_score_and_an_id_is_one_answer_s(tmp_path):
+    base = {"instruction": "Say it.", "output": "it", "answer": "it", "id": "a"}
+    path = tmp_path / "answers.jsonl"
+    judged_already = base | {"judge": "llama", "score": 4, "scale": [1, 5], "given": 90}
+    path.write_text(json.dumps(judged_already) + "\n" + json.dumps(base | {"id": "b", "score": 70}) + "\n")
+    first, second = read_answers(str(path), "answers")
+    assert (first.given, first.given_scale) == (4, "[1, 5]")
+    assert (second.given, second.given_scale) == (70, None)
+    path.write_text(json.dumps(base) + "\n" + json.dumps(base) + "\n")
+    with pytest.raises(UserError, match="line 2: the id 'a' is that of line 1 too"):
+        read_answers(str(path), "answers")
 
 
 def test_failures_are_told_and_may_count_as_the_worst_or_be_an_error(judged, server):

@@ -136,6 +136,23 @@ def test_a_model_is_known_by_what_its_server_says_of_it():
         assert hosted.version() != version
 
 
+def test_what_a_server_says_of_the_moment_tells_no_models_apart(monkeypatch):
+    """vLLM gives each list of models a permission with a random id; llama.cpp's router tells what is loaded."""
+    moment = iter(range(100))
+
+    def models(*args) -> dict:
+        now = next(moment)
+        told = {"created": now, "permission": [{"id": f"modelperm-{now}", "created": now}], "status": {"value": str(now)}}
+        return {"object": "list", "data": [{"id": "m", "root": root, "owned_by": "vllm"} | told]}
+
+    monkeypatch.setattr("gpt2x.evaluation.judge.servers._checked", models)
+    hosted, root = client("openai_compatible", "http://h/v1", model="m"), "m-7b"
+    version = hosted.version()
+    assert hosted.version() == version
+    root = "m-8b"
+    assert hosted.version() != version
+
+
 @pytest.mark.parametrize(
     ("kind", "changes", "message"),
     [

@@ -25,7 +25,8 @@ class Answer:
     id                                  its own, or where it stands in its file
     finish                              why it ended, in the words of `Completion.finish`, where that is known
     reference_nats, reference_tokens    the reference's loss under the model that answered, where that is known
-    given                               a score that it has already, of somebody else
+    given                               a score that it has already, of somebody else: of the judge, where it was judged
+    given_scale                         that score's scale, such as "[1, 5]", where that is known
     """
 
     id: str | int
@@ -37,6 +38,7 @@ class Answer:
     reference_nats: float | None = None
     reference_tokens: int | None = None
     given: float | None = None
+    given_scale: str | None = None
 
 
 def json_lines(rows: Iterable[dict[str, Any]]) -> str:
@@ -55,12 +57,15 @@ def read_answers(path: str, setting: str, field: str | None = None) -> list[Answ
     unit, found = objects(file)
     if not found:
         raise UserError(f"{setting}={path}: the list holds no answer")
-    answers = []
+    answers, seen = [], {}
     for line, value in found:
         try:
             answers.append(_answer(value, line, field))
         except ValueError as error:
             raise UserError(f"{setting}={path}: {shown(file)}, {unit} {line:,}: {error}") from None
+        if (first := seen.setdefault(answers[-1].id, line)) != line:
+            problem = f"the id {answers[-1].id!r} is that of {unit} {first:,} too"
+            raise UserError(f"{setting}={path}: {shown(file)}, {unit} {line:,}: {problem}")
     return answers
 
 
@@ -108,7 +113,8 @@ def _answer(found: Any, line: int, field: str | None) -> Answer:
         finish=None if finish is None else text_of(finish, "finish"),
         reference_nats=_number(found.get("reference_nats")),
         reference_tokens=_number(found.get("reference_tokens")),
-        given=_number(found.get("given", found.get("score"))),
+        given=_number(found.get("score") if "judge" in found else found.get("given", found.get("score"))),
+        given_scale=None if (scale := found.get("given_scale", found.get("scale"))) is None else str(scale),
     )
 
 

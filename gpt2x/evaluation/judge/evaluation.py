@@ -113,6 +113,8 @@ class Judgement:
         for (id, answer), outcome in zip(flat, outcomes, strict=True):
             verdict = outcome.verdict or {"score": None, "reason": None}
             known = {name: getattr(answer, name) for name in ("reference_nats", "reference_tokens", "given")}
+            if answer.given_scale not in (None, str(list(asking.ends))):
+                known["given"] = None  # a score on another scale is none to agree with
             items.append(
                 {"id": id, "prompt": asking.prompt(answer)}
                 | {name: getattr(answer, name) for name in ("instruction", "input", "reference", "answer", "finish")}

@@ -85,6 +85,10 @@ class Ollama:
         return whole("".join(pieces))
 
 
+# What servers tell of a model that stays the same while it does; others add times, states, and ids of the question itself.
+_LASTING = ("id", "root", "parent", "owned_by", "digest", "meta", "max_model_len")
+
+
 class OpenAICompatible:
     """OpenAI's chat protocol. `key` is the API key, None: none is sent; `body` changes fields of each request."""
 
@@ -114,8 +118,7 @@ class OpenAICompatible:
         if self.model not in models:
             have = ", ".join(sorted(models)[:10]) or "none"
             raise UserError(f"judge.model={self.model}: the server {self.url} has no such model; it has {have}")
-        lasting = {key: value for key, value in models[self.model].items() if key != "created"}  # the time of the question
-        return json.dumps(lasting, sort_keys=True)
+        return json.dumps({key: value for key, value in models[self.model].items() if key in _LASTING}, sort_keys=True)
 
     def ask(self, messages: list[dict], schema: dict | None, *, seed: int, temperature: float) -> str:
         """The reply's text. Raises what this module's first lines say."""
