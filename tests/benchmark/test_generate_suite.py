@@ -202,7 +202,7 @@ def test_llama_cpp_takes_part_with_one_prompt(tmp_path, actors, capsys):
         ("suite.new_tokens=1000", "more than model.context_length=1024"),
         ("suite.timeout=0", "must be above 0"),
         ("suite.rouns=2", "did you mean suite.rounds?"),
-        ("suite=train", "suite=train: no such choice"),
+        ("suite=learning", "suite=learning: no such choice"),
         ("device.precision=bf16", "the precision is part of what each contestant is"),
         ("device=cuda", "what is measured is the processor"),
         ("device.compile=true", "no contestant is compiled"),

@@ -167,7 +167,7 @@ def test_a_signal_leaves_no_process_and_no_file(tmp_path):
         ("suite.steps=1", "suite.steps=1: must be at least 2"),
         ("suite.vocab_size=256", "suite.vocab_size=256: must be at least 257"),
         ("suite.batch_size=0", "suite.batch_size=0: must be at least 1"),
-        ("suite.tokens=5", "suite.tokens=5: this choice of suite has no such setting; suite=finetune has"),
+        ("suite.tokens=5", "suite.tokens=5: this choice of suite has no such setting; suite=finetune or suite=train has"),
         ("model.position=rope", "the other contestants are GPT-2 alone"),
     ],
 )
