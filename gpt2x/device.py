@@ -29,6 +29,11 @@ class DeviceConfig:
         "keep what is freed for the next step instead of giving it back to the system, which would have to clear it again: "
         "faster by a tenth and more, for some more memory (on Linux)",
     )
+    kernels: bool = option(
+        True,
+        "train through code that is compiled for this processor, where it is a CPU, there is a C compiler and the model is "
+        "GPT-2's (see gpt2x/model/fused.py); false: through torch alone",
+    )
 
     def check_available(self) -> None:
         """Raise ConfigError if this machine cannot do what is asked. Imports torch only if it must."""
@@ -82,11 +87,13 @@ class Device:
         deterministic: bool,
         flush_denormals: bool,
         keep_memory: bool,
+        kernels: bool,
     ):
         import torch
 
         self.torch_device = torch.device(type)
         self.precision, self.compile, self.deterministic = precision, compile, deterministic
+        self.kernels = kernels and type == "cpu" and not compile
         self.threads = threads or default_threads()
         torch.set_num_threads(self.threads)
         torch.set_flush_denormal(flush_denormals)

@@ -19,7 +19,7 @@ from gpt2x.training.run import train
 
 def make(**changes) -> Device:
     settings = dict(type="cpu", precision="fp32", threads=1, compile=False, deterministic=True, flush_denormals=True)
-    return Device(**settings | {"keep_memory": False} | changes)
+    return Device(**settings | {"keep_memory": False, "kernels": True} | changes)
 
 
 def test_threads_are_what_is_asked_for():
@@ -66,6 +66,12 @@ print(held, resident() - before)
     held, left = map(int, done.stdout.split())
     assert held > 190e6
     assert (left > 190e6) == keep
+
+
+def test_kernels_are_a_processors_and_compiling_does_without():
+    assert make().kernels
+    assert not make(kernels=False).kernels
+    assert not make(compile=True).kernels
 
 
 def test_each_switch_is_set_either_way():

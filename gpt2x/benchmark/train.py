@@ -56,6 +56,7 @@ class TrainSuite:
             "vocab_size": self.vocab_size,
             "device": device,
             "seed": seed,
+            "cache": str(cache),
             "batch_size": self.batch_size,
             "tokens": self.tokens,
             "steps": self.steps,

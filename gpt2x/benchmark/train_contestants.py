@@ -52,6 +52,7 @@ def _gpt2x(job: dict[str, Any], model: GPT, *, precision: str = "fp32") -> Step:
     """gpt2x-train's own loop, which stops before what is done now and then: evaluating, logging, saving."""
     from gpt2x.data.batch import Batch
     from gpt2x.device import Device
+    from gpt2x.model.fused import accelerate
     from gpt2x.task.lm import LanguageModeling
     from gpt2x.training.optimizer import adamw
     from gpt2x.training.schedule import Cosine
@@ -59,6 +60,9 @@ def _gpt2x(job: dict[str, Any], model: GPT, *, precision: str = "fp32") -> Step:
     from gpt2x.training.trainer import Trainer
 
     batches = [Batch(inputs, targets, weight=inputs.numel()) for inputs, targets in _batches(job)]
+    device = Device(**job["device"] | {"precision": precision})
+    if device.kernels:
+        accelerate(model, job["cache"])
     optimizer = adamw(model, **ADAMW, decay_all=False, layer_decay=1.0)
     trainer = Trainer(
         model=model,
@@ -67,7 +71,7 @@ def _gpt2x(job: dict[str, Any], model: GPT, *, precision: str = "fp32") -> Step:
         saved={name for name, _ in model.named_parameters()},
         optimizer=optimizer,
         schedule=Cosine(total_steps=600_000, warmup_steps=0, min_lr_ratio=0.1),
-        device=Device(**job["device"] | {"precision": precision}),
+        device=device,
         streams=RandomStreams(job["seed"]),
         tracker=None,
         checkpoints=None,

@@ -58,7 +58,7 @@ from gpt2x.training.config import (
 # question, with a list of its own (resume.py): changing the patience keeps a run what it is, and does change what comes of it.
 BESIDE = (
     *("name", "resume", "seeds", "sweep.*", "paths.*", "logger.*"),
-    *("evaluation.*", "judge.*", "device.keep_memory"),
+    *("evaluation.*", "judge.*", "device.keep_memory", "trainer.recompute"),
 )
 """What a run is called, where its files and its memory lie, who is told, what it is one of, and how it is measured when it
 has ended."""

@@ -14,7 +14,9 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from gpt2x.model import fused
 from gpt2x.model.attention import CausalSelfAttention, select
 from gpt2x.model.cache import KVCache, LayerCache
 from gpt2x.model.config import GPT2, Variant
@@ -39,7 +41,12 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """One transformer layer: two normalized branches, each added to the residual stream."""
+    """One transformer layer: two normalized branches, each added to the residual stream.
+
+    `fused` is set by fused.accelerate: then the same is computed there where that applies.
+    """
+
+    fused = False
 
     def __init__(self, *, n_embd: int, dropout: float, variant: Variant = GPT2, **attention: Any):
         """`attention` are the other settings of CausalSelfAttention."""
@@ -63,6 +70,8 @@ class Block(nn.Module):
         """(B, T, C) -> (B, T, C), or (B, 1, C) with `at_B`; the arguments are those of the attention."""
         if self.mix is not None:
             x_BTC = self.mix(x_BTC, start)
+        if fused.applies(self, x_BTC, plain=cache is None and mask is None and at_B is None):
+            return fused.run(self, x_BTC, turns)
         branch = self.attn(self.ln_1(x_BTC), cache, mask=mask, turns=turns, at_B=at_B, start=start)
         x_BTC = branch + (x_BTC if at_B is None else select(x_BTC, at_B))
         return x_BTC + self.mlp(self.ln_2(x_BTC))
@@ -81,7 +90,11 @@ class GPT(nn.Module):
     `vocab_size` comes from the tokenizer, the other settings from the model's config (see GPTConfig). `generator`
     is the random stream that the initial weights are drawn from. `attention` is "sdpa" or "manual": the same
     function, fast or with every matrix visible. `variant` are the settings of `Variant`, by which it is not GPT-2.
+    `fused` is set by fused.accelerate. With `recompute` a training step keeps only what enters each block for the backward
+    pass, which computes the rest again: Chen et al., 2016, "Training Deep Nets with Sublinear Memory Cost".
     """
+
+    fused = recompute = False
 
     def __init__(
         self,
@@ -185,7 +198,10 @@ class GPT(nn.Module):
             kept = None if cache is None else cache.layers[i]
             if at_B is not None and i == len(self.h) - 1:  # above the last attention the other positions are of no use
                 order = order | {"at_B": at_B}
-            x_BTC = self.h[i](x_BTC, kept, **order)
+            if self.recompute and self.training and torch.is_grad_enabled():
+                x_BTC = checkpoint(self.h[i], x_BTC, kept, use_reentrant=False, **order)
+            else:
+                x_BTC = self.h[i](x_BTC, kept, **order)
         if at_B is not None and first == len(self.h):  # no block was left to do it
             x_BTC = select(x_BTC, at_B)
         return self.ln_f(x_BTC)
@@ -266,6 +282,25 @@ class GPT(nn.Module):
         """
         x = self.hidden(tokens_BT, documents_BT=documents_BT, below=below)
         return self.logits(x if wanted_BT is None else x[wanted_BT])
+
+    def loss(
+        self,
+        tokens_BT: Tensor,
+        targets_BT: Tensor,
+        *,
+        documents_BT: Tensor | None = None,
+        below: Below | None = None,
+        wanted_BT: Tensor | None = None,
+    ) -> Tensor:
+        """Summed cross-entropy, in nats, of the logits that `forward` gives for the same arguments."""
+        x = self.hidden(tokens_BT, documents_BT=documents_BT, below=below)
+        x_NC, targets_N = (
+            (x.flatten(0, 1), targets_BT.flatten()) if wanted_BT is None else (x[wanted_BT], targets_BT[wanted_BT])
+        )
+        if fused.head_applies(self, x_NC):
+            weight = self.wte.weight if self.lm_head is None else self.lm_head.weight
+            return fused.summed_loss(x_NC, weight, targets_N, self.variant.softcap)
+        return F.cross_entropy(self.logits(x_NC).float(), targets_N, reduction="sum")
 
     def n_parameters(self) -> int:
         """Number of distinct parameters; the tied head counts once."""

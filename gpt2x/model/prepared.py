@@ -10,17 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import functools
-import hashlib
 import logging
 import math
 import mmap
-import os
-import platform
-import shlex
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -30,9 +22,11 @@ from torch import Tensor, nn
 
 from gpt2x.config.option import ConfigError, show
 from gpt2x.device import Device
+from gpt2x.model import compiler
 from gpt2x.model.attention import select
 from gpt2x.model.cache import KVCache, LayerCache
 from gpt2x.model.classifier import parts
+from gpt2x.model.compiler import KernelError
 from gpt2x.model.gpt import GPT, Block
 from gpt2x.model.lora import merge
 from gpt2x.model.position import ALiBi, Rotary
@@ -102,10 +96,6 @@ def ready(model: nn.Module, device: Device, *, weights: str, cache: str | Path) 
         return contextlib.nullcontext
     model.to(device.torch_device)
     return device.autocast
-
-
-class KernelError(Exception):
-    """The kernel cannot be compiled or used; the message says why."""
 
 
 # -- what block.c is given ---------------------------------------------------------------------------------------
@@ -278,48 +268,11 @@ class _BF16Linear(nn.Module):
 # -- compiling ---------------------------------------------------------------------------------------------------
 
 
-@functools.cache
 def compiled(cache: str | Path) -> ctypes.CDLL:
     """block.c, compiled for this processor and kept in the folder `cache`. Raises KernelError."""
-    compiler = os.environ.get("CC") or next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
-    if compiler is None:
-        raise KernelError("there is no C compiler to make it with (cc, gcc, clang or what $CC says)")
-    source = Path(__file__).with_name("block.c")
-    # One OpenMP for both: two would keep a set of threads each, and those would wait for each other.
-    torch_folder = Path(torch.__file__).parent
-    openmp = [*torch_folder.glob("lib/libgomp*"), *torch_folder.parent.glob("torch.libs/libgomp*")][:1]
-    key = hashlib.sha256("\n".join([source.read_text(), compiler, *map(str, openmp), _processor()]).encode())
-    library = Path(cache) / "kernels" / f"block-{key.hexdigest()[:16]}.so"
-    try:
-        if not library.exists():
-            library.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=library.parent) as folder:
-                made, command = Path(folder, "block"), shlex.split(compiler)
-                _run([*command, "-O3", "-march=native", "-fopenmp", "-fPIC", "-w", "-c", str(source), "-o", f"{made}.o"])
-                link = list(map(str, openmp)) or ["-fopenmp"]
-                _run([*command, "-shared", f"{made}.o", *link, "-lm", "-o", f"{made}.so"])
-                os.replace(f"{made}.so", library)  # whole or not at all, also when two start together
-        kernel = ctypes.CDLL(str(library))
-    except OSError as error:
-        raise KernelError(f"it cannot be compiled in {library.parent} with {compiler} ({error.strerror or error})") from None
-    except subprocess.CalledProcessError as error:
-        said = error.stderr.strip().splitlines() or ["it did not say why"]
-        raise KernelError(f"{compiler} cannot compile it: {said[-1]}") from None
+    kernel = compiler.compiled("block", cache)
     pointer, number = ctypes.c_void_p, ctypes.c_int64
     kernel.linear.argtypes = [pointer, pointer, pointer, number, ctypes.c_int]
     kernel.block.argtypes = [pointer, pointer, pointer, pointer, pointer, number, number, number, pointer]
     kernel.linear.restype = kernel.block.restype = None
     return kernel
-
-
-def _run(command: list[str]) -> None:
-    subprocess.run(command, check=True, capture_output=True, text=True)
-
-
-def _processor() -> str:
-    """What -march=native depends on: a cache that several machines share must not hand out another one's code."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            return next(line for line in file if line.startswith(("flags", "Features")))
-    except (OSError, StopIteration):
-        return platform.machine() + platform.processor()

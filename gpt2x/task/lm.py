@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from gpt2x.data.batch import IGNORED, Batch
 from gpt2x.data.text import TextCorpus
 from gpt2x.data.windows import WindowedData
+from gpt2x.model.gpt import GPT
 from gpt2x.task.base import Task
 from gpt2x.tokenizer.base import Tokenizer
 
@@ -32,7 +33,11 @@ class LanguageModeling(Task):
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Summed (not averaged) cross-entropy of the batch, in nats: the caller knows over how many tokens it averages."""
-        return F.cross_entropy(*self._predictions(model, batch), reduction="sum")
+        if not isinstance(model, GPT):  # compiled, say
+            return F.cross_entropy(*self._predictions(model, batch), reduction="sum")
+        wanted_BT = None if batch.lengths is None else batch.targets != IGNORED  # of windows all are
+        given = dict(documents_BT=batch.documents, below=batch.below, wanted_BT=wanted_BT)
+        return model.loss(batch.inputs, batch.targets, **given)
 
     @torch.no_grad()
     def evaluate(

@@ -177,6 +177,9 @@ class TrainerConfig:
         0, "of text: steps in which the rows of a batch grow from sequence_start tokens to all they have; 0: none", minimum=0
     )
     sequence_start: int = option(8, "tokens of each row at the first of these", minimum=1)
+    recompute: bool = option(
+        False, "keep only what enters each block for the backward pass and compute the rest again: slower, for less memory"
+    )
     clip_norm: float | None = option(1.0, "clip the gradient's norm to this; null: never", above=0)
     ema_decay: float | None = option(
         None, "also keep an exponential moving average of the weights, and evaluate and sample from it", above=0, below=1

@@ -25,6 +25,8 @@ from gpt2x.files import shown
 from gpt2x.generation.controls import Controls
 from gpt2x.generation.generator import TextGenerator
 from gpt2x.interop.pretrained import read as read_pretrained
+from gpt2x.model.classifier import parts
+from gpt2x.model.fused import accelerate
 from gpt2x.model.lora import adapted_layers, base_hash
 from gpt2x.task.base import Task
 from gpt2x.task.config import InstructionTuningConfig
@@ -99,6 +101,9 @@ def train(
         )
         checkpoint = checkpoints.recover() if config.resume is not None else None
         model = new_model(config, tokenizer, task, loaded_next=checkpoint is not None)
+        if device.kernels:
+            accelerate(model, config.paths.cache)
+        parts(model)[0].recompute = config.trainer.recompute
         optimizer = instantiate(config.optimizer, model)
         steps = config.trainer.max_steps or math.ceil(
             config.trainer.max_epochs * data.batches_per_epoch / config.trainer.accumulate

@@ -162,11 +162,12 @@ def test_nanogpts_rate_falls_to_a_tenth():
     assert rates == pytest.approx([1 / 11, 10 / 11, 1.0, 0.55, 0.1, 0.1])
 
 
-def test_our_steps_train():
+def test_our_steps_train(tmp_path):
     """The losses of the trainer's own step, over batches that come again, fall; and the batches are the suite's."""
     job = dict(seed=3, batch_size=3, tokens=16, vocab_size=70, steps=30, contestant="gpt2x")
     job |= {"model": dict(n_layer=1, n_head=2, n_embd=32, context_length=16)}
-    job |= {"device": dict(type="cpu", threads=1, compile=False, deterministic=True, flush_denormals=True, keep_memory=True)}
+    switches = dict(compile=False, deterministic=True, flush_denormals=True, keep_memory=True, kernels=True)
+    job |= {"device": dict(type="cpu", threads=1) | switches, "cache": str(tmp_path)}
     model = GPT(vocab_size=70, **job["model"], generator=torch.Generator().manual_seed(3))
     step = CONTESTANTS["gpt2x"].load(job, model)
     first = [F.cross_entropy(model(x).flatten(0, 1), y.flatten()).item() for x, y in train_contestants._batches(job)]

@@ -13,7 +13,7 @@ from gpt2x.config.compose import compose
 from gpt2x.config.instantiate import instantiate
 from gpt2x.config.schema import TrainConfig
 from gpt2x.model.attention import CausalSelfAttention
-from gpt2x.model.gpt import MLP
+from gpt2x.model.gpt import MLP, Block
 from gpt2x.tokenizer.gpt2 import GPT2Tokenizer
 
 KINDS = ("manual", "sdpa")
@@ -255,6 +255,37 @@ def test_dropout_on_the_attention_weights(attention):
             expected = math.comb(t + 1, kept) / 2 ** (t + 1)
             found = torch.isclose(y[:, t, :, 0], torch.tensor(2 * kept / (t + 1))).float().mean().item()
             assert found == pytest.approx(expected, abs=0.02)  # of 16,000: five deviations
+
+
+@pytest.mark.parametrize("attention", KINDS)
+def test_recomputing_keeps_less_and_changes_no_bit(attention, monkeypatch):
+    """Nor the dropout. What autograd keeps within a block is counted, and how often a block is computed."""
+    results, forward = [], Block.forward
+    for recompute in (False, True):
+        model, kept, computed = far_from_linear(gpt(dropout=0.3, attention=attention)).train(), [], []
+        model.recompute = recompute
+
+        def counting(block, *arguments, computed=computed, **named):
+            computed.append(block)
+            return forward(block, *arguments, **named)
+
+        def keep(tensor, kept=kept):
+            kept.append(tensor.numel())
+            return tensor
+
+        monkeypatch.setattr(Block, "forward", counting)
+        torch.manual_seed(1)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = model(some_tokens()).square().mean()
+        loss.backward()
+        results.append((loss.detach(), [p.grad for p in model.parameters()], sum(kept), len(computed)))
+    (loss, plain, much, once), (again, found, little, twice) = results
+    assert torch.equal(loss, again)
+    assert all(torch.equal(a, b) for a, b in zip(plain, found, strict=True))
+    assert (once, twice) == (3, 6)
+    assert little < much / 3
+    with torch.no_grad():
+        assert torch.equal(model.eval()(some_tokens()), far_from_linear(gpt(attention=attention)).eval()(some_tokens()))
 
 
 @pytest.mark.parametrize("attention", KINDS)

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from models import POSITIONS, SHAPE, far_from_linear, gpt, some_tokens
 
 from gpt2x.config.option import ConfigError
-from gpt2x.model import prepared
+from gpt2x.model import compiler, prepared
 from gpt2x.model.prepared import WEIGHTS, compiled, prepare
 
 T = SHAPE["context_length"]
@@ -167,8 +167,8 @@ def test_a_width_that_the_kernel_does_not_know_stays_with_torch_or_is_refused(ke
 
 def test_the_kernel_is_compiled_once(kernels, monkeypatch):
     (library,) = (kernels / "kernels").iterdir()  # and nothing else: no half-made files
-    compiled.cache_clear()
-    monkeypatch.setattr(prepared, "_run", lambda command: pytest.fail("compiled again"))
+    compiler.compiled.cache_clear()
+    monkeypatch.setattr(compiler, "_run", lambda command: pytest.fail("compiled again"))
     assert compiled(kernels).block
     assert list((kernels / "kernels").iterdir()) == [library]
 
