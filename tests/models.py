@@ -24,9 +24,13 @@ VARIANTS = {  # each option of a model alone, and several together
     "residual_scalars": dict(residual_scalars=True),
     "table": dict(value_embeddings="table"),
     "projection": dict(value_embeddings="projection"),
+    "ngrams": dict(ngram_embeddings=[5000, 40]),  # one row each of 62 * 62 pairs; many threes to a row
     "modern": MODERN,
-    "all": MODERN | dict(mlp="swiglu", n_kv_head=1, softcap=3.0, residual_scalars=True, value_embeddings="table"),
-    "others": dict(position="alibi", mlp="relu2", n_kv_head=2, residual_scalars=True, value_embeddings="projection"),
+    "all": MODERN
+    | dict(mlp="swiglu", n_kv_head=1, softcap=3.0, residual_scalars=True, value_embeddings="table", ngram_embeddings=[50, 9]),
+    "others": dict(
+        position="alibi", mlp="relu2", n_kv_head=2, residual_scalars=True, value_embeddings="projection", ngram_embeddings=[9]
+    ),
 }
 
 

@@ -23,6 +23,7 @@ class KVCache:
         shape = (n_layer, rows, n_head, capacity, head_width)
         # Zeros: a masked position counts for nothing, but 0 times what happened to be in memory could be NaN.
         self.keys, self.values = (torch.zeros(shape, dtype=like.dtype, device=like.device) for _ in "kv")
+        self.tokens = torch.zeros(rows, capacity, dtype=torch.long, device=like.device)  # for whom asks what came before
         self.capacity = capacity
         self.lengths = [0] * rows
         self.layers = [LayerCache(self, i) for i in range(n_layer)]
@@ -47,6 +48,14 @@ class KVCache:
         self.lengths = [start + T for start in starts]
         return positions
 
+    def keep(self, tokens_BT: Tensor) -> Tensor:
+        """Keep the new tokens themselves; returns those of all positions (B, capacity)."""
+        if isinstance(self.where, slice):
+            self.tokens[:, self.where] = tokens_BT
+        else:
+            self.tokens.scatter_(1, self.where, tokens_BT)
+        return self.tokens
+
     def rows(self, chosen: Sequence[int]) -> None:
         """Keep only the rows `chosen`, in that order; a row may be chosen more than once."""
         end = max(self.lengths)
@@ -56,12 +65,14 @@ class KVCache:
             self.values[..., :end, :] = self.values[:, :, :, :end].index_select(1, index)
         else:
             self.keys, self.values = self.keys.index_select(1, index), self.values.index_select(1, index)
+        self.tokens = self.tokens.index_select(0, index)
         self.lengths = [self.lengths[row] for row in chosen]
 
     def row(self, row: int) -> KVCache:
         """The cache of a single row, emptied, in the same memory: to compute that row anew."""
         single = object.__new__(KVCache)
         single.keys, single.values = self.keys[:, row : row + 1], self.values[:, row : row + 1]
+        single.tokens = self.tokens[row : row + 1]
         single.capacity, single.lengths = self.capacity, [0]
         single.layers = [LayerCache(single, i) for i in range(len(self.layers))]
         return single

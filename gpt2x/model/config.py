@@ -44,11 +44,19 @@ class Variant:
         "one a token; projection: made of its embedding, with fewer parameters",
         choices=("none", "table", "projection"),
     )
+    ngram_embeddings: list[int] = option(
+        [],
+        "to each token's embedding is added one of the last two tokens, one of the last three, ...: how many vectors there are "
+        "for each length, among which a run of tokens chooses by hash; []: none",
+        minimum=1,
+    )
 
     def changes(self) -> dict[str, Any]:
         """The settings by which this is not GPT-2."""
-        values = {field.name: (getattr(self, field.name), field.default) for field in fields(Variant)}
-        return {name: value for name, (value, default) in values.items() if value != default}
+        mine, default = (
+            {field.name: getattr(variant, field.name) for field in fields(Variant)} for variant in (self, Variant())
+        )
+        return {name: value for name, value in mine.items() if value != default[name]}
 
 
 GPT2 = Variant()

@@ -21,7 +21,17 @@ from gpt2x.model.attention import CausalSelfAttention, select
 from gpt2x.model.cache import KVCache, LayerCache
 from gpt2x.model.config import GPT2, Variant
 from gpt2x.model.position import ALiBi, Rotary
-from gpt2x.model.variants import ResidualMix, Start, listed, looks_back, mlp, norm, softcapped, value_embedding
+from gpt2x.model.variants import (
+    NgramEmbeddings,
+    ResidualMix,
+    Start,
+    listed,
+    looks_back,
+    mlp,
+    norm,
+    softcapped,
+    value_embedding,
+)
 
 
 class MLP(nn.Module):
@@ -121,6 +131,9 @@ class GPT(nn.Module):
         self.position = position = variant.position
         self.wte = nn.Embedding(vocab_size, n_embd)
         self.wpe = nn.Embedding(context_length, n_embd) if position == "learned" else None
+        self.ngrams = None
+        if variant.ngram_embeddings:
+            self.ngrams = NgramEmbeddings(variant.ngram_embeddings, vocab_size=vocab_size, n_embd=n_embd)
         self.rotary = Rotary(head_width=n_embd // n_head, context_length=context_length) if position == "rope" else None
         self.alibi = ALiBi(n_head=n_head) if position == "alibi" else None
         sizes = dict(n_embd=n_embd, n_head=n_head)
@@ -242,6 +255,9 @@ class GPT(nn.Module):
         x_BTC = self.wte(tokens_BT)
         if self.wpe is not None:
             x_BTC = x_BTC + self.wpe(positions)
+        if self.ngrams is not None:
+            every_BL = tokens_BT if cache is None else cache.keep(tokens_BT)
+            x_BTC = x_BTC + self.ngrams(every_BL, places.expand_as(tokens_BT), positions.expand_as(tokens_BT))
         x_BTC = F.dropout(x_BTC, self.dropout, self.training)
         if again:
             order["start"] = Start(tokens_BT, x_BTC)
@@ -249,8 +265,9 @@ class GPT(nn.Module):
 
     @property
     def embeddings(self) -> list[nn.Embedding]:
-        """What the blocks stand on: that of the tokens, and that of the positions where they are learned."""
-        return [self.wte] if self.wpe is None else [self.wte, self.wpe]
+        """What the blocks stand on: that of the tokens, that of the positions where they are learned, those of n-grams."""
+        positions = [] if self.wpe is None else [self.wpe]
+        return [self.wte, *positions, *([] if self.ngrams is None else self.ngrams.tables)]
 
     def new_cache(self, rows: int, capacity: int) -> KVCache:
         """An empty cache for `rows` texts of up to `capacity` tokens, at most `context_length`."""

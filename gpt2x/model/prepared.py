@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 # In the order of the kinds in block.c.
 WEIGHTS = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
 _THEN_STORE = 0
-KNOWN = ("position", "norm", "mlp", "bias", "qk_norm", "softcap")
+KNOWN = ("position", "norm", "mlp", "bias", "qk_norm", "softcap", "ngram_embeddings")
 """By what a model may not be GPT-2 (see Variant) and be computed by block.c all the same."""
 
 

@@ -10,6 +10,8 @@ bias=false        as in PaLM (Chowdhery et al., 2022) and nanoGPT
 softcap           c * tanh(logits / c) (Gemma 2, 2024)
 residual_scalars  ResidualMix, of modded-nanogpt and nanochat (Jordan et al., 2024; Karpathy, 2025)
 value_embeddings  ValueEmbedding, likewise; after "Value Residual Learning" (Zhou et al., 2024)
+ngram_embeddings  NgramEmbeddings, as in the Byte Latent Transformer (Pagnoni et al., 2024); for words, "Over-Tokenized
+                  Transformer" (Huang et al., 2025)
 init=gpt2_zero    each branch adds nothing at first (Zhang et al., 2019, "Fixup"; Yang et al., 2022, "Tensor Programs V")
 position          position.py
 
@@ -135,6 +137,34 @@ class ResidualMix(nn.Module):
     def forward(self, x_BTC: Tensor, start: Start) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
         return self.x * x_BTC + self.x0 * start.x0_BTC
+
+
+class NgramEmbeddings(nn.Module):
+    """Of each token a vector that it has together with the one before it, one with the two before it, and so on, added up.
+
+    What is likely after the last few tokens is so looked up, and need not be learned by attention first. Each length has a
+    table of `rows`, or of as many as there are runs of that length. Where there are more runs than rows, several share one,
+    by a hash that is the same everywhere: a random multiple modulo a prime (Carter and Wegman, 1979).
+    """
+
+    PRIME, FACTOR = 2**31 - 1, 1_000_003
+
+    def __init__(self, rows: list[int], *, vocab_size: int, n_embd: int):
+        super().__init__()
+        self.base = vocab_size + 1  # 0: before the text's first token
+        sizes = [min(n, self.base**length) for length, n in enumerate(rows, 2)]
+        self.tables = nn.ModuleList(nn.Embedding(n, n_embd) for n in sizes)
+
+    def forward(self, tokens_BL: Tensor, places_BT: Tensor, positions_BT: Tensor) -> Tensor:
+        """(B, T, C), of the T tokens that stand at these places of the row, which are these positions of a text."""
+        run_BT = tokens_BL.gather(1, places_BT) + 1
+        total = 0
+        for before, table in enumerate(self.tables, 1):
+            token_BT = tokens_BL.gather(1, (places_BT - before).clamp(min=0)) + 1
+            run_BT = (run_BT * self.base + token_BT * (positions_BT >= before)) % self.PRIME
+            shared = table.num_embeddings < self.base ** (before + 1)
+            total = total + table((run_BT * self.FACTOR % self.PRIME if shared else run_BT) % table.num_embeddings)
+        return total
 
 
 class ValueEmbedding(nn.Module):

@@ -88,7 +88,8 @@ def frozen_blocks(model: nn.Module) -> int:
 def table(model: nn.Module) -> str:
     """What is trained and what is frozen, a line for each part; neighbouring blocks of the same kind share one."""
     gpt, head = parts(model)
-    rows = [("wte, wpe" if gpt.wpe is not None else "wte", gpt.embeddings)]
+    names = ["wte", "wpe" if gpt.wpe is not None else None, "ngrams" if gpt.ngrams is not None else None]
+    rows = [(", ".join(filter(None, names)), gpt.embeddings)]
     rows += [(f"h.{i}", [block]) for i, block in enumerate(gpt.h)]
     rows.append(("ln_f", [gpt.ln_f]))
     if head is not None:

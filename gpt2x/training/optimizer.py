@@ -158,4 +158,4 @@ def _groups(
 
 
 _BLOCK = re.compile(r"(?:^|\.)h\.(\d+)\.")
-_EMBEDDING = re.compile(r"(?:^|\.)w[tp]e\.weight$")
+_EMBEDDING = re.compile(r"(?:^|\.)(w[tp]e|ngrams\.tables\.\d+)\.weight$")

@@ -31,7 +31,7 @@ from gpt2x.model.variants import norm, relu2, unit, why_not_gpt2
 from gpt2x.training.config import MuonConfig
 
 T, C, V = SHAPE["context_length"], SHAPE["n_embd"], SHAPE["vocab_size"]
-IN_THE_KERNEL = ("norm", "relu2", "bias", "qk_norm", "softcap", "modern")
+IN_THE_KERNEL = ("ngrams", "norm", "relu2", "bias", "qk_norm", "softcap", "modern")
 
 
 def make(name: str, **changes) -> GPT:
@@ -74,6 +74,16 @@ def reference(model: GPT, tokens: list[int]) -> Tensor:
     x = model.wte.weight[tokens]
     if does.position == "learned":
         x = x + model.wpe.weight[: len(tokens)]
+    for i, table in enumerate(model.ngrams.tables if does.ngram_embeddings else []):
+        length, rows = i + 2, min(does.ngram_embeddings[i], (V + 1) ** (i + 2))
+        assert table.weight.shape == (rows, C)
+        for t in range(len(tokens)):
+            key = 0
+            for place in range(t, t - length, -1):
+                key = (key * (V + 1) + (tokens[place] + 1 if place >= 0 else 0)) % (2**31 - 1)
+            if rows < (V + 1) ** length:
+                key = key * 1_000_003 % (2**31 - 1)
+            x[t] += table.weight[key % rows]
     x0 = x
     for block in model.h:
         if does.residual_scalars:
@@ -132,7 +142,12 @@ def test_the_comparison_would_notice_each_option(changed):
             for layer in (model.ln_f, *(layer for block in model.h for layer in (block.ln_1, block.ln_2))):
                 layer.weight = nn.Parameter(torch.ones(C, dtype=torch.float64))
     else:
-        ends = {"bias": "c_fc.weight", "n_kv_head": "c_attn.weight", "residual_scalars": "mix.x0"}
+        ends = {
+            "bias": "c_fc.weight",
+            "ngram_embeddings": "tables.0.weight",
+            "n_kv_head": "c_attn.weight",
+            "residual_scalars": "mix.x0",
+        }
         for name, parameter in model.named_parameters():
             if name.endswith(ends.get(changed, "projection.weight")):
                 parameter.mul_(2)
