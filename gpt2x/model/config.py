@@ -46,8 +46,8 @@ class Variant:
     )
     ngram_embeddings: list[int] = option(
         [],
-        "to each token's embedding is added one of the last two tokens, one of the last three, ...: how many vectors there are "
-        "for each length, among which a run of tokens chooses by hash; []: none",
+        "to each token's embedding are added those of the last two tokens, of the last three, ..., side by side: how many "
+        "there are for each length, among which a run of tokens chooses by hash; []: none",
         minimum=1,
     )
 
@@ -102,6 +102,12 @@ class GPTConfig(Variant, ShapeConfig):
             divisors = [h for h in range(1, self.n_head + 1) if self.n_head % h == 0]
             problem = f"each head of keys and values is shared by equally many of the n_head={self.n_head} heads of queries"
             raise ConfigError("n_kv_head", self.n_kv_head, problem, f"use one of {', '.join(map(str, divisors))}")
+        if self.ngram_embeddings and self.n_embd % len(self.ngram_embeddings):
+            fitting = [n for n in range(1, 9) if self.n_embd % n == 0]
+            problem = f"the embeddings stand side by side, so their number must divide the width n_embd={self.n_embd} evenly"
+            raise ConfigError(
+                "ngram_embeddings", self.ngram_embeddings, problem, f"give {', '.join(map(str, fitting))} of them"
+            )
         width = self.n_embd // self.n_head
         if self.position == "rope" and width % 2:
             even = [h for h in range(1, self.n_embd + 1) if self.n_embd % (2 * h) == 0]

@@ -140,11 +140,12 @@ class ResidualMix(nn.Module):
 
 
 class NgramEmbeddings(nn.Module):
-    """Of each token a vector that it has together with the one before it, one with the two before it, and so on, added up.
+    """Of each token what it is together with the one before it, with the two before it, and so on, side by side.
 
     What is likely after the last few tokens is so looked up, and need not be learned by attention first. Each length has a
-    table of `rows`, or of as many as there are runs of that length. Where there are more runs than rows, several share one,
-    by a hash that is the same everywhere: a random multiple modulo a prime (Carter and Wegman, 1979).
+    table of `rows`, or of as many as there are runs of that length, and an equal share of the width: so what the optimizer
+    has to do is little. Where there are more runs than rows, several share one, by a hash that is the same everywhere: a
+    multiple modulo a prime (Carter and Wegman, 1979, "Universal Classes of Hash Functions").
     """
 
     PRIME, FACTOR = 2**31 - 1, 1_000_003
@@ -153,18 +154,18 @@ class NgramEmbeddings(nn.Module):
         super().__init__()
         self.base = vocab_size + 1  # 0: before the text's first token
         sizes = [min(n, self.base**length) for length, n in enumerate(rows, 2)]
-        self.tables = nn.ModuleList(nn.Embedding(n, n_embd) for n in sizes)
+        self.tables = nn.ModuleList(nn.Embedding(n, n_embd // len(rows)) for n in sizes)
 
     def forward(self, tokens_BL: Tensor, places_BT: Tensor, positions_BT: Tensor) -> Tensor:
         """(B, T, C), of the T tokens that stand at these places of the row, which are these positions of a text."""
         run_BT = tokens_BL.gather(1, places_BT) + 1
-        total = 0
+        parts = []
         for before, table in enumerate(self.tables, 1):
             token_BT = tokens_BL.gather(1, (places_BT - before).clamp(min=0)) + 1
             run_BT = (run_BT * self.base + token_BT * (positions_BT >= before)) % self.PRIME
             shared = table.num_embeddings < self.base ** (before + 1)
-            total = total + table((run_BT * self.FACTOR % self.PRIME if shared else run_BT) % table.num_embeddings)
-        return total
+            parts.append(table((run_BT * self.FACTOR % self.PRIME if shared else run_BT) % table.num_embeddings))
+        return torch.cat(parts, dim=-1)
 
 
 class ValueEmbedding(nn.Module):

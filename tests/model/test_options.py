@@ -76,14 +76,15 @@ def reference(model: GPT, tokens: list[int]) -> Tensor:
         x = x + model.wpe.weight[: len(tokens)]
     for i, table in enumerate(model.ngrams.tables if does.ngram_embeddings else []):
         length, rows = i + 2, min(does.ngram_embeddings[i], (V + 1) ** (i + 2))
-        assert table.weight.shape == (rows, C)
+        width = C // len(does.ngram_embeddings)
+        assert table.weight.shape == (rows, width)
         for t in range(len(tokens)):
             key = 0
             for place in range(t, t - length, -1):
                 key = (key * (V + 1) + (tokens[place] + 1 if place >= 0 else 0)) % (2**31 - 1)
             if rows < (V + 1) ** length:
                 key = key * 1_000_003 % (2**31 - 1)
-            x[t] += table.weight[key % rows]
+            x[t, i * width : (i + 1) * width] += table.weight[key % rows]
     x0 = x
     for block in model.h:
         if does.residual_scalars:
@@ -249,6 +250,27 @@ def test_a_mix_and_a_gate_start_where_they_change_little(init):
     model = gpt(**VARIANTS["all"], init=init)
     assert [(block.mix.x.item(), block.mix.x0.item()) for block in model.h] == [(1, 0)] * SHAPE["n_layer"]
     assert [block.attn.value is not None for block in model.h] == [True, False, True]
+
+
+def test_tables_of_runs_share_the_width_and_have_no_more_rows_than_there_are_runs():
+    model = gpt(ngram_embeddings=[10**6, 500])
+    assert [tuple(table.weight.shape) for table in model.ngrams.tables] == [((V + 1) ** 2, C // 2), (500, C // 2)]
+    with pytest.raises(ConfigError, match=r"(?s)ngram_embeddings=.9,9,9.: the embeddings stand side by side.* give 1, 2, 4, 8"):
+        GPTConfig(n_layer=1, n_head=4, n_embd=C, ngram_embeddings=[9, 9, 9]).check()
+
+
+@torch.no_grad()
+def test_runs_of_large_vocabularies_are_spread_over_the_rows():
+    """Of 20,000 runs of GPT-2's vocabulary, random or neighbouring, no row gets many more than chance gives it."""
+    ngrams = gpt(vocab_size=50257, ngram_embeddings=[4096, 4096]).ngrams
+    for table in ngrams.tables:
+        table.weight.copy_(torch.arange(4096.0)[:, None].expand_as(table.weight))
+    generator = torch.Generator().manual_seed(0)
+    for tokens in (torch.randint(50257, (1, 20_000), generator=generator), torch.arange(20_000)[None] * 2):
+        places = torch.arange(20_000)[None]
+        rows = ngrams(tokens, places, places)[0][:, [0, -1]].long()
+        for column in rows.T:
+            assert column.bincount(minlength=4096).max() < 40  # 4.9 on average
 
 
 # -- learning -----------------------------------------------------------------------------------------------------
