@@ -6,7 +6,7 @@ import copy
 import itertools
 import logging
 import math
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -227,10 +227,14 @@ def test_the_gated_mlp_has_as_many_parameters(n_embd):
 
 
 def test_the_modern_model_is_the_size_of_nanogpt_s_small_recipe():
-    """4 blocks of 12 x 128 x 128 weights, without biases, norms' weights or positions, and 66 characters."""
+    """4 blocks of 12 x 128 x 128 weights, without biases, norms' weights or positions, and 66 characters; beside them the
+    tables, of 67 x 67 pairs and of 16,384 longer runs, all a quarter as wide."""
     config = compose("train", TrainConfig, ["model=modern_nano"]).model
-    assert config.changes() == MODERN
-    assert instantiate(config, vocab_size=66).n_parameters() == 4 * 12 * 128**2 + 66 * 128 == 794_880
+    tables = [16384] * 4
+    assert config.changes() == MODERN | {"ngram_embeddings": tables}
+    plain = replace(config, ngram_embeddings=[])
+    assert instantiate(plain, vocab_size=66).n_parameters() == 4 * 12 * 128**2 + 66 * 128 == 794_880
+    assert instantiate(config, vocab_size=66).n_parameters() == 794_880 + 32 * (67**2 + 3 * 16384)
     recipe = compose("train", TrainConfig, ["experiment=shakespeare_char_cpu"]).model
     shape = ("n_layer", "n_head", "n_embd", "context_length", "dropout", "tied_head")
     assert [getattr(config, name) for name in shape] == [getattr(recipe, name) for name in shape]
