@@ -20,7 +20,12 @@ class DeviceConfig:
     _target_: str = "gpt2x.device.Device"
     type: str = option("cpu", "kind of device", choices=("cpu", "cuda"))
     precision: str = option("fp32", "fp32, or bf16 autocast (weights stay fp32)", choices=("fp32", "bf16"))
-    threads: int | None = option(None, "CPU threads; null: the physical cores this process may use", minimum=1)
+    threads: int | None = option(
+        None,
+        "CPU threads; null: as many as gpt2x-train finds to be the fastest (see gpt2x/training/calibration.py); in other "
+        "commands the physical cores this process may use",
+        minimum=1,
+    )
     compile: bool = option(False, "torch.compile the model (costs half a minute at the start)")
     deterministic: bool = option(True, "same config, same bits; refuses operations that cannot promise it")
     flush_denormals: bool = option(True, "treat denormal numbers as zero, which CPUs otherwise compute slowly")
@@ -29,10 +34,10 @@ class DeviceConfig:
         "keep what is freed for the next step instead of giving it back to the system, which would have to clear it again: "
         "faster by a tenth and more, for some more memory (on Linux)",
     )
-    kernels: bool = option(
-        True,
+    kernels: bool | None = option(
+        None,
         "train through code that is compiled for this processor, where it is a CPU, there is a C compiler and the model is "
-        "GPT-2's (see gpt2x/model/fused.py); false: through torch alone",
+        "GPT-2's (see gpt2x/model/fused.py); false: through torch alone; null: what gpt2x-train finds to be faster",
     )
 
     def check_available(self) -> None:
@@ -87,13 +92,13 @@ class Device:
         deterministic: bool,
         flush_denormals: bool,
         keep_memory: bool,
-        kernels: bool,
+        kernels: bool | None,
     ):
         import torch
 
         self.torch_device = torch.device(type)
         self.precision, self.compile, self.deterministic = precision, compile, deterministic
-        self.kernels = kernels and type == "cpu" and not compile
+        self.kernels = kernels is not False and type == "cpu" and not compile
         self.threads = threads or default_threads()
         torch.set_num_threads(self.threads)
         torch.set_flush_denormal(flush_denormals)
@@ -173,15 +178,29 @@ def peak_memory() -> int:
 
 def default_threads() -> int:
     """OMP_NUM_THREADS where it is set (parallel jobs get their share of the cores so), else the physical cores
-    among those this process may run on: a second hyperthread of a core does not speed up matrix products."""
+    among those this process may run on: a second hyperthread of a core hardly speeds up matrix products."""
     import psutil
 
-    if (given := os.environ.get("OMP_NUM_THREADS", "")).isdecimal() and int(given) > 0:
-        return int(given)
-    logical = psutil.cpu_count(logical=True) or 1
-    physical = psutil.cpu_count(logical=False) or logical
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else logical
-    return max(1, min(physical, usable, _cgroup_cores(usable)))
+    return given_threads() or min(psutil.cpu_count(logical=False) or usable_cpus(), usable_cpus())
+
+
+def given_threads() -> int | None:
+    """OMP_NUM_THREADS, where it is set."""
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    return int(given) if given.isdecimal() and int(given) > 0 else None
+
+
+def usable_cpus() -> int:
+    """The logical CPUs this process may use at once."""
+    usable = len(cpus())
+    return max(1, min(usable, _cgroup_cores(usable)))
+
+
+def cpus() -> list[int]:
+    """The numbers of the logical CPUs this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
 
 
 def _cgroup_cores(default: int) -> int:

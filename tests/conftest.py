@@ -45,6 +45,18 @@ def one_thread(request):
     torch.set_num_threads(before)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def unmeasured():
+    """Runs that leave the device's settings open keep to the usual ones: measuring takes a second each."""
+    from gpt2x.training import calibration
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            calibration, "measure", lambda _, settings: calibration.Found(dict.fromkeys(settings, 1.0), None, 0.0, "")
+        )
+        yield
+
+
 @pytest.fixture(autouse=True)
 def torch_switches():
     """Put torch's process-wide switches, which a run sets, back to their defaults."""
@@ -93,7 +105,7 @@ def small_run(tmp_path):
             "task": {},
             "optimizer": dict(_target_="gpt2x.training.optimizer.adamw", lr=3e-3),
             "schedule": dict(_target_="gpt2x.training.schedule.Cosine", warmup_steps=2),
-            "device": dict(threads=1),
+            "device": dict(threads=1, kernels=True),
             "logger": dict(_target_="gpt2x.tracking.tracker.NullTracker"),
             "sampling": dict(max_new_tokens=5, temperature=1.0),
             "trainer": dict(max_steps=12, eval_every=4, log_every=1),

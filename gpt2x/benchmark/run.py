@@ -37,7 +37,7 @@ def benchmark(config: BenchmarkConfig) -> None:
     with StopRequest():  # a SIGTERM too ends the contestants and removes their files
         report = about | suite.run(
             model=None if config.model is None else _arguments(config.model),
-            device=_arguments(config.device) | {"threads": device.threads},
+            device=_arguments(config.device) | {"threads": device.threads, "kernels": device.kernels},
             seed=config.seed,
             cache=config.paths.cache,
         )

@@ -41,7 +41,8 @@ class TimeToLossSuite:
             Contest(_COMMAND, entries, timeout=self.timeout, threads=device["threads"], worker=FreshWorker) as contest,
         ):
             run_folder = Path(folder).resolve() / "run"
-            job = {"cache": str(cache), "folder": str(run_folder), "threads": device["threads"], "settings": self.settings}
+            pinned = {name: device[name] for name in ("threads", "kernels")}
+            job = {"cache": str(cache), "folder": str(run_folder), "device": pinned, "settings": self.settings}
             contest.load(lambda name: job | {"experiment": name})
             for number in self.seeds:
                 for turn in contest.measure(0, {"seed": number}, description=f"seed {number}"):

@@ -40,7 +40,7 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
             f"experiment={job['experiment']}",
             "logger=none",
             f"seed={job['seed']}",
-            f"device.threads={job['threads']}",
+            *(f"device.{name}={json.dumps(value)}" for name, value in job["device"].items()),
             f"hydra.run.dir={quote(str(folder))}",
             f"paths.cache={quote(job['cache'])}",
             *job["settings"],

@@ -23,6 +23,7 @@ CHANGEABLE = (
     "evaluation.*",  # which is of the run when it has ended
     "judge.*",
     "device.threads",
+    "device.kernels",
     "init.path",  # where the model it began with is now
     "trainer.keep_*",
     "trainer.log_*",

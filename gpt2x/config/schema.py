@@ -62,7 +62,7 @@ BESIDE = (
 )
 """What a run is called, where its files and its memory lie, who is told, what it is one of, and how it is measured when it
 has ended."""
-REPEATED = (*BESIDE, "seed", "device.threads")
+REPEATED = (*BESIDE, "seed", "device.threads", "device.kernels")
 """The same, and what makes a run one more of the same experiment: its luck, and the order of sums."""
 OBSERVED = (
     *(*REPEATED, "sample_prompt", "sampling.*", "trainer.keep_*", "trainer.log_*", "trainer.checkpoint_every"),

@@ -33,7 +33,7 @@ def compiled(name: str, cache: str | Path) -> ctypes.CDLL:
     # One OpenMP for both: two would keep a set of threads each, and those would wait for each other.
     torch_folder = Path(torch.__file__).parent
     openmp = [*torch_folder.glob("lib/libgomp*"), *torch_folder.parent.glob("torch.libs/libgomp*")][:1]
-    key = hashlib.sha256("\n".join([source.read_text(), compiler, *map(str, openmp), _processor()]).encode())
+    key = hashlib.sha256("\n".join([source.read_text(), compiler, *map(str, openmp), processor()]).encode())
     library = Path(cache) / "kernels" / f"{name}-{key.hexdigest()[:16]}.so"
     try:
         if not library.exists():
@@ -56,7 +56,7 @@ def _run(command: list[str]) -> None:
     subprocess.run(command, check=True, capture_output=True, text=True)
 
 
-def _processor() -> str:
+def processor() -> str:
     """What -march=native depends on: a cache that several machines share must not hand out another one's code."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:

@@ -137,7 +137,7 @@ def _free(folder: Path) -> int:
 def _key(model: nn.Module, n: int, data: ExampleData, device: Device) -> str:
     """What decides the states: the frozen weights below block n, the tokens, and how they are computed."""
     gpt, _ = parts(model)
-    computed = f"{device} {torch.__version__} {data.eval_batch_size} {gpt.h[0].attn.attend.__name__}"
+    computed = f"{device} {torch.__version__} {data.eval_batch_size} {gpt.h[0].attn.attend.__name__} {gpt.fused}"
     digest = hashlib.sha256(f"{n} {gpt.shape} {data.fingerprint} {computed}".encode())
     for module in (*gpt.embeddings, *gpt.h[:n]):
         for parameter in module.parameters():

@@ -18,7 +18,7 @@ from torch import nn
 from gpt2x.config.instantiate import instantiate
 from gpt2x.config.schema import TrainConfig
 from gpt2x.config.trained import begun_with
-from gpt2x.device import Device, default_threads
+from gpt2x.device import Device
 from gpt2x.errors import UserError
 from gpt2x.evaluation.run import measure
 from gpt2x.files import shown
@@ -35,6 +35,7 @@ from gpt2x.tokenizer import base as tokenizers
 from gpt2x.tracking.console import Progress, clock, size
 from gpt2x.tracking.description import code_version, description, summary
 from gpt2x.tracking.tracker import RunFiles, Tracker, Trackers
+from gpt2x.training.calibration import settle
 from gpt2x.training.checkpoint import Checkpoint, Checkpoints
 from gpt2x.training.config import RangeTestConfig, RunInitConfig, ScratchConfig
 from gpt2x.training.finetune import table
@@ -82,9 +83,9 @@ def train(
     may give it up (see Trainer). Raises UserError for what the user can mend, and SystemExit (130 or 143) after a signal,
     when everything is saved.
     """
-    config.device.threads = config.device.threads or default_threads()  # noted, so that a resumed run uses as many
     if config.resume is None:
         locate(config.init, cache=config.paths.cache, mirror=config.paths.mirror)
+    measured = settle(config)  # noted in the configuration, so that a resumed run keeps to it
     with StopRequest() as stop, RunFolder(run_dir, config, overrides or [], prefix) as folder:
         log.info("run      %s", shown(run_dir))
         streams = RandomStreams(config.seed)
@@ -101,8 +102,7 @@ def train(
         )
         checkpoint = checkpoints.recover() if config.resume is not None else None
         model = new_model(config, tokenizer, task, loaded_next=checkpoint is not None)
-        if device.kernels:
-            accelerate(model, config.paths.cache)
+        device.kernels = device.kernels and accelerate(model, config.paths.cache)
         parts(model)[0].recompute = config.trainer.recompute
         optimizer = instantiate(config.optimizer, model)
         steps = config.trainer.max_steps or math.ceil(
@@ -170,6 +170,8 @@ def train(
             folder.state = state = trainer.state
             log.info("training %s", _plan(config, data, steps, state))
             log.info("device   %s", device)
+            for line in measured:
+                log.info("measured %s", line)
             if state.step >= steps:
                 log.info("nothing left to do; a trainer.max_steps above %d makes the run longer", state.step)
             trainer.fit(stop, _frozen(config, model, data, device, steps))  # of the weights that are resumed with

@@ -36,6 +36,7 @@ from gpt2x.training.signals import StopRequest
 from gpt2x.training.streams import RandomStreams
 
 log = logging.getLogger(__name__)
+_OTHER_BITS = "the sums of matrix products are rounded in another order, so the bits will differ"
 
 
 class NonFiniteError(UserError):
@@ -153,11 +154,10 @@ class Trainer:
         """Take up all of a checkpoint's state. Raises UserError if its weights are another model's."""
         saved = checkpoint.state
         if saved["threads"] != self.device.threads:
-            log.warning(
-                "%d threads now, %d before: the sums of matrix products are rounded in another order, so the bits will differ",
-                self.device.threads,
-                saved["threads"],
-            )
+            log.warning("%d threads now, %d before: %s", self.device.threads, saved["threads"], _OTHER_BITS)
+        if saved.get("kernels", False) != self.device.kernels:  # before there were any it was not noted
+            now, before = ("compiled code", "torch alone") if self.device.kernels else ("torch alone", "compiled code")
+            log.warning("%s now, %s before: %s", now, before, _OTHER_BITS)
         weights = checkpoint.tensors("model")
         if {n: w.shape for n, w in weights.items()} != {n: p.shape for n, p in self.parameters.items()}:
             raise UserError(f"{checkpoint.folder} holds the weights of another model than this configuration's")
@@ -341,6 +341,7 @@ class Trainer:
             "identity": self.identity,
             "about": self.task.about,
             "threads": self.device.threads,
+            "kernels": self.device.kernels,
         }
         self.checkpoints.save(state, tensors)
         self.saved = now

@@ -13,7 +13,7 @@ SMALL = [
     "model.n_layer=2", "model.n_head=2", "model.n_embd=32", "model.context_length=32", "model.dropout=0.1",
     "tokenizer.vocab_size=300", "data.batch_size=4", "device.threads=1", "logger=none", "sampling.max_new_tokens=5",
     "trainer.max_steps=150", "trainer.eval_every=25", "trainer.checkpoint_every=10", "trainer.log_every=1",
-    "trainer.ema_decay=0.9", "trainer.accumulate=2", "data.val_fraction=0.02",
+    "trainer.ema_decay=0.9", "trainer.accumulate=2", "data.val_fraction=0.02", "device.kernels=true",
 ]  # fmt: skip
 
 

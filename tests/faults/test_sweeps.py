@@ -19,7 +19,7 @@ from faults.command import ROOT, finish, outcome, rows, wait_for
 SMALL = [
     "model.n_layer=2", "model.n_head=2", "model.n_embd=32", "model.context_length=32", "model.dropout=0.1",
     "tokenizer=char", "data=text", "data.batch_size=4", "device.threads=1", "logger=none", "sample_prompt=null",
-    "trainer.eval_every=50", "trainer.checkpoint_every=10", "trainer.log_every=1",
+    "trainer.eval_every=50", "trainer.checkpoint_every=10", "trainer.log_every=1", "device.kernels=true",
 ]  # fmt: skip
 
 

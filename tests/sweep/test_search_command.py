@@ -26,6 +26,7 @@ SMALL = {
     "trainer.max_steps": 40,
     "trainer.eval_every": 10,
     "device.threads": 1,
+    "device.kernels": "true",
     "logger": "none",
     "sample_prompt": "null",
     "sweep.startup_trials": 2,

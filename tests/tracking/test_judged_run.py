@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 JUDGED = [
     "task=instruct", "data=instructions_sample", "model.n_layer=1", "model.n_head=2", "model.n_embd=16",
     "model.context_length=96", "tokenizer.vocab_size=300", "task.template=phi3", "task.answers=0", "trainer.max_steps=4",
-    "trainer.eval_every=4", "optimizer.lr=0.03", "device.threads=1",
+    "trainer.eval_every=4", "optimizer.lr=0.03", "device.threads=1", "device.kernels=true",
     "evaluation=judge", "evaluation.max_examples=3", "evaluation.max_new_tokens=4", "evaluation.temperature=1",
 ]  # fmt: skip
 

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 SMALL = [
     "model.n_layer=1", "model.n_head=2", "model.n_embd=16", "model.context_length=16", "tokenizer.vocab_size=300",
     "sampling.max_new_tokens=5", "data.val_fraction=0.01", "trainer.max_steps=20", "trainer.eval_every=10",
-    "trainer.log_every=1", "device.threads=1", "logger.init_timeout=5", "optimizer.lr=0.002",
+    "trainer.log_every=1", "device.threads=1", "device.kernels=true", "logger.init_timeout=5", "optimizer.lr=0.002",
 ]  # fmt: skip
 
 

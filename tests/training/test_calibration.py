@@ -1,0 +1,371 @@
+"""Which setting a run is given where its own is open: the choice, what is kept of it, and what must not change."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from gpt2x.config.compose import from_yaml
+from gpt2x.config.schema import PathsConfig, TrainConfig
+from gpt2x.device import usable_cpus
+from gpt2x.model import fused
+from gpt2x.model.compiler import KernelError
+from gpt2x.model.gpt import GPT
+from gpt2x.training import calibration
+from gpt2x.training.calibration import Found, Setting, measure, settle
+from gpt2x.training.config import HeadConfig, LastBlockConfig, LoRAConfig
+from gpt2x.training.run import train
+
+OPEN = {"device.threads": None, "device.kernels": None}
+FITTING = {"model.n_embd": 32, "model.dropout": 0.0}  # two heads, each of 16, which train.c takes
+ALL = [Setting(4, True), Setting(4, False), Setting(1, True), Setting(1, False), Setting(8, True), Setting(8, False)]
+
+
+@pytest.fixture(autouse=True)
+def machine(monkeypatch):
+    """One of four cores with two threads each."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(calibration, "default_threads", lambda: 4)
+    monkeypatch.setattr(calibration, "usable_cpus", lambda: 8)
+
+
+@pytest.fixture
+def timed(monkeypatch):
+    """`timed(seconds)`: from here on these are measured, by setting, 1 s for others; the settings that were asked for."""
+    asked = []
+
+    def be(seconds=(), bf16=None, others=0.0):
+        def fake(config, settings):
+            asked.append(settings)
+            return Found({s: dict(seconds).get(s, 1.0) for s in settings}, bf16, others, "2026-11-28")
+
+        monkeypatch.setattr(calibration, "measure", fake)
+        monkeypatch.setattr(calibration, "compiled", lambda name, cache: None)
+        return asked
+
+    return be
+
+
+def settled(config: TrainConfig) -> tuple:
+    said = settle(config)
+    return config.device.threads, config.device.kernels, said
+
+
+@pytest.mark.parametrize(
+    ("seconds", "best"),
+    [
+        ({}, (4, True)),
+        ({(1, True): 0.5}, (1, True)),
+        ({(8, True): 0.92, (1, False): 0.95}, (4, True)),  # that may be noise
+        ({(8, True): 0.9}, (8, True)),
+        ({(4, False): 0.8}, (4, False)),
+        ({(1, False): 0.5, (1, True): 0.52}, (1, True)),  # of those alike, the one that is more like the usual
+    ],
+    ids=str,
+)
+def test_another_setting_is_chosen_where_it_is_clearly_faster(small_run, timed, seconds, best):
+    asked = timed(seconds)
+    assert settled(small_run(**OPEN))[:2] == best
+    assert asked == [ALL]
+
+
+@pytest.mark.parametrize(
+    ("pinned", "candidates"),
+    [
+        ({"device.threads": 2}, [(2, True), (2, False)]),
+        ({"device.kernels": False}, [(4, False), (1, False), (8, False)]),
+        ({"device.kernels": True}, [(4, True), (1, True), (8, True)]),
+    ],
+    ids=str,
+)
+def test_what_is_pinned_stays_as_it_is(small_run, timed, pinned, candidates):
+    asked = timed({candidates[-1]: 0.1})
+    assert settled(small_run(**OPEN | pinned))[:2] == candidates[-1]
+    assert asked == [candidates]
+
+
+def test_a_launchers_share_of_the_cores_is_pinned(small_run, timed, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    monkeypatch.setattr(calibration, "default_threads", lambda: 3)
+    asked = timed()
+    assert settled(small_run(**OPEN))[:2] == (3, True)
+    assert asked == [[(3, True), (3, False)]]
+
+
+@pytest.mark.parametrize(
+    ("changes", "usual"),
+    [
+        ({"device.threads": 2, "device.kernels": False}, (2, False)),
+        ({"device.compile": True}, (4, True)),
+        ({"device.type": "cuda"}, (4, True)),
+        ({"finetune": HeadConfig()}, (4, True)),
+        ({"finetune": LastBlockConfig()}, (4, True)),
+        ({"finetune": LoRAConfig(), "device.kernels": False}, (4, False)),
+    ],
+    ids=str,
+)
+def test_what_one_block_cannot_tell_is_not_measured(small_run, timed, changes, usual):
+    asked = timed({(1, False): 0.1})
+    assert settled(small_run(**OPEN | changes)) == (*usual, [])
+    assert not asked
+
+
+@pytest.mark.parametrize("kind", ["classifier", "instruct"])
+def test_rows_of_lengths_of_their_own_are_not_measured(fine_tuning, timed, kind):
+    asked = timed({(1, False): 0.1})
+    assert settled(fine_tuning(kind, **OPEN)) == (4, True, [])
+    assert not asked
+
+
+@pytest.mark.parametrize("pinned", [{}, {"device.kernels": True}], ids=str)
+def test_without_a_compiler_threads_alone_are_compared(small_run, timed, monkeypatch, pinned):
+    def fail(name, cache):
+        raise KernelError("there is none")
+
+    asked = timed({(8, False): 0.5})
+    monkeypatch.setattr(calibration, "compiled", fail)
+    threads, kernels, said = settled(small_run(**OPEN | pinned))
+    assert (threads, kernels) == (8, False)
+    assert asked == [[(4, False), (1, False), (8, False)]]
+    assert said[0] == "torch alone, without the code for this processor: there is none"
+
+
+# -- what is kept ---------------------------------------------------------------------------------------------------
+
+
+def test_a_kept_answer_is_taken_without_measuring(small_run, timed):
+    asked = timed({(1, True): 0.5})
+    _, _, (said,) = settled(small_run(**OPEN))
+    assert said == (
+        "just now: 500 ms a block with 1 thread, compiled; 1e+03 ms with 4 threads, compiled; 1e+03 ms with 4 threads, torch "
+        "alone; 1e+03 ms with 1 thread, torch alone; 1e+03 ms with 8 threads, compiled; 1e+03 ms with 8 threads, torch alone; "
+        "pinned by device.threads=1 device.kernels=true"
+    )
+    timed({(8, False): 0.01})
+    threads, kernels, (again,) = settled(small_run(**OPEN))
+    assert (threads, kernels) == (1, True)
+    assert again == said.replace("just now", "on 2026-11-28")
+    assert len(asked) == 1
+
+
+ANOTHER = {
+    "seed": (2, False), "trainer.max_steps": (99, False), "model.n_layer": (3, False), "optimizer.lr": (0.1, False),
+    "model.n_embd": (32, True), "model.n_head": (4, True), "model.context_length": (8, True), "model.bias": (False, True),
+    "data.batch_size": (5, True), "device.precision": ("bf16", True), "device.deterministic": (False, True),
+    "device.threads": (3, True),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("setting", ANOTHER)
+def test_what_decides_the_answer_is_measured_anew(small_run, timed, setting):
+    asked = timed()
+    settle(small_run(**OPEN))
+    value, anew = ANOTHER[setting]
+    settle(small_run(**OPEN | {setting: value}))
+    assert len(asked) == 1 + anew
+
+
+@pytest.mark.parametrize(
+    ("where", "name", "value"),
+    [
+        (calibration, "processor", lambda: "another"),
+        (calibration, "usable_cpus", lambda: 6),
+        (calibration, "sha256_file", lambda path: "another train.c"),
+        (torch, "__version__", "99"),
+    ],
+    ids=str,
+)
+def test_another_machine_or_program_is_measured_anew(small_run, timed, monkeypatch, where, name, value):
+    asked = timed()
+    settle(small_run(**OPEN))
+    monkeypatch.setattr(where, name, value)
+    settle(small_run(**OPEN))
+    assert len(asked) == 2
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text[: len(text) // 2],
+        lambda text: "",
+        lambda text: "[1, 2]",
+        lambda text: text.replace('"seconds"', '"times"'),
+        lambda text: text.replace("4,", "5,"),  # the usual setting is not among them
+        lambda text: json.dumps(dict.fromkeys(json.loads(text), 3)),
+        lambda text: json.dumps({key: entry | {"seconds": [[4, True]]} for key, entry in json.loads(text).items()}),
+    ],
+)
+def test_a_file_that_makes_no_sense_is_written_anew(small_run, timed, damage):
+    config = small_run(**OPEN)
+    asked = timed({(1, True): 0.5})
+    settle(config)
+    path = Path(config.paths.cache) / "calibration.json"
+    whole = path.read_text()
+    path.write_text(damage(whole))
+    assert settled(small_run(**OPEN))[:2] == (1, True)
+    assert len(asked) == 2
+    assert json.loads(path.read_text()).items() >= json.loads(whole).items()
+
+
+def test_other_answers_stay_in_the_file(small_run, timed):
+    asked = timed()
+    for n in (4, 5, 4, 5):
+        settle(small_run(**OPEN | {"data.batch_size": n}))
+    assert len(asked) == 2
+
+
+def test_what_is_best_beside_other_programs_holds_for_one_run(small_run, timed):
+    asked = timed({(1, True): 0.1}, others=0.5)
+    threads, _, said = settled(small_run(**OPEN))
+    assert threads == 1
+    assert said[1] == "while other programs took 50% of the CPUs' time: the next run measures again"
+    timed()
+    assert settled(small_run(**OPEN))[0] == 4
+    assert len(asked) == 2
+
+
+def test_of_one_number_of_threads_the_answer_is_kept_all_the_same(small_run, timed):
+    """Or each job of a sweep side by side would measure, and two might differ."""
+    asked = timed({(2, False): 0.1}, others=0.5)
+    for _ in range(2):
+        assert settled(small_run(**OPEN | {"device.threads": 2}))[:2] == (2, False)
+    assert len(asked) == 1
+
+
+def test_bf16_is_told_of_and_never_chosen(small_run, timed):
+    timed({(4, True): 0.03}, bf16=0.02)
+    config = small_run(**OPEN)
+    assert settled(config)[2][1:] == [
+        "20 ms a block in bf16, 1.5 times as fast, with products rounded to 8 bits: device=cpu_bf16"
+    ]
+    assert config.device.precision == "fp32"
+    assert len(settle(small_run(**OPEN))) == 2  # as it was kept
+    timed({(4, True): 0.03}, bf16=0.029)
+    assert len(settle(small_run(**OPEN | {"data.batch_size": 5}))) == 1
+
+
+# -- the measuring itself -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def with_code(small_run, kernels, monkeypatch):
+    """Configurations of runs whose cache holds the compiled code, and a measuring that is over at once."""
+    monkeypatch.setattr(calibration, "_SECONDS", 1e-6)
+    paths = PathsConfig(outputs=str(kernels), cache=str(kernels))
+    return lambda **changes: small_run(paths=paths, **FITTING | OPEN | changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "compared"),
+    [
+        ({}, True),
+        ({"model.position": "rope", "model.norm": "rmsnorm", "model.ngram_embeddings": [500]}, True),
+        ({"model.position": "alibi"}, False),
+        ({"model.dropout": 0.1}, False),
+        ({"model.residual_scalars": True, "model.value_embeddings": "table"}, False),
+        ({"model.attention": "manual", "device.precision": "bf16"}, False),
+    ],
+    ids=str,
+)
+def test_measuring_moves_no_random_stream_and_knows_where_compiled_code_applies(with_code, changes, compared):
+    config = with_code(**changes)
+    state, settings = torch.get_rng_state(), [Setting(2, True), Setting(2, False), Setting(1, True), Setting(1, False)]
+    found = measure(config, settings)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert list(found.seconds) == (settings if compared else settings[::2])
+    assert min(found.seconds.values()) > 0
+    assert 0 <= found.others <= 1
+
+
+def test_each_setting_is_what_is_timed(with_code, monkeypatch):
+    """And bf16 with the best of them. The first step of two is not counted."""
+    seen, run = [], fused.run
+    monkeypatch.setattr(calibration, "has_bf16", lambda kind: True)
+    monkeypatch.setattr(fused, "run", lambda *a: (seen.append((torch.get_num_threads(), fused._dtype())), run(*a))[1])
+    found = measure(with_code(), [Setting(2, True), Setting(2, False), Setting(1, True)])
+    assert seen[:4] == [(2, torch.float32)] * 2 + [(1, torch.float32)] * 2
+    assert found.bf16 > 0
+    assert set(seen[4:]) <= {(found.best.threads, torch.bfloat16)}
+    assert len(seen) == (10 if found.best.kernels else 4)
+
+
+@pytest.mark.parametrize(("seconds", "tokens", "steps"), [(1e-8, 1024, 60), (1.0, 64, 1 * 2 + 1 * 4)])
+def test_of_a_large_batch_as_much_is_taken_as_takes_a_moment(with_code, monkeypatch, seconds, tokens, steps):
+    """By a clock on which every step takes as long."""
+    sizes, now, loss = [], [0.0], GPT.loss
+
+    def clock():
+        now[0] += seconds
+        return now[0]
+
+    monkeypatch.setattr(GPT, "loss", lambda gpt, tokens_BT, *a: (sizes.append(tokens_BT.shape), loss(gpt, tokens_BT, *a))[1])
+    monkeypatch.setattr(calibration, "has_bf16", lambda kind: False)
+    measure(with_code(**{"data.batch_size": 64}), [Setting(1, True), Setting(1, False)], clock)
+    assert sizes[-1] == (tokens // 16, 16)
+    assert sizes[0] == (4, 16)
+    assert len(sizes) <= steps
+
+
+# -- runs -----------------------------------------------------------------------------------------------------------
+
+
+def weights(run_dir: Path) -> dict[str, torch.Tensor]:
+    return load_file(sorted((run_dir / "checkpoints").glob("step-*"))[-1] / "model.safetensors")
+
+
+def test_a_run_that_measures_has_the_bits_of_one_that_is_pinned(with_code, tmp_path, monkeypatch):
+    """A real one, on this machine."""
+    monkeypatch.setattr(calibration, "measure", measure)
+    monkeypatch.setattr(calibration, "default_threads", lambda: 1)
+    monkeypatch.setattr(calibration, "usable_cpus", usable_cpus)
+    train(with_code(), tmp_path / "open")
+    noted = from_yaml(tmp_path / "open" / "config.yaml", TrainConfig).device
+    assert None not in (noted.threads, noted.kernels)
+    log = (tmp_path / "open" / "run.log").read_text()
+    assert f"pinned by device.threads={noted.threads} device.kernels={str(noted.kernels).lower()}" in log
+    assert f"device   cpu, {noted.threads} thread" in log
+    train(with_code(**{"device.threads": noted.threads, "device.kernels": noted.kernels}), tmp_path / "pinned")
+    assert "measured" not in (tmp_path / "pinned" / "run.log").read_text()
+    first, second = weights(tmp_path / "open"), weights(tmp_path / "pinned")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def resumed(run_dir: Path, steps: int) -> TrainConfig:
+    """What resume= makes of a run's own configuration."""
+    config = from_yaml(run_dir / "config.yaml", TrainConfig)
+    config.resume, config.trainer.max_steps = str(run_dir), steps
+    return config
+
+
+def test_a_run_that_goes_on_keeps_to_its_setting_whatever_is_kept_now(small_run, tmp_path, timed):
+    changes = FITTING | OPEN | {"schedule._target_": "gpt2x.training.schedule.Constant", "trainer.checkpoint_every": 6}
+    asked = timed({(1, False): 0.1})
+    whole = train(small_run(**changes), tmp_path / "whole").run_dir
+    half = train(small_run(**changes | {"trainer.max_steps": 6}), tmp_path / "half").run_dir
+    assert len(asked) == 1
+    (tmp_path / "cache" / "calibration.json").unlink()
+    timed({(4, True): 0.1})
+    assert settled(small_run(**changes))[:2] == (4, True)
+    train(resumed(half, 12), half)
+    assert "the bits will differ" not in (half / "run.log").read_text()
+    first, second = weights(whole), weights(half)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_resumed_run_says_when_it_is_told_another_setting(small_run, tmp_path):
+    half = train(small_run(**FITTING | {"trainer.max_steps": 6}), tmp_path / "half").run_dir
+    config = resumed(half, 8)
+    config.device.kernels = False
+    train(config, half)
+    assert "torch alone now, compiled code before: " in (half / "run.log").read_text()
+
+
+def test_a_run_of_a_time_without_compiled_code_goes_on_without(small_run, timed):
+    asked = timed()
+    config = small_run(resume="run", **OPEN | {"device.threads": 2})
+    assert settled(config) == (2, False, [])
+    assert not asked
