@@ -22,8 +22,7 @@ class DeviceConfig:
     precision: str = option("fp32", "fp32, or bf16 autocast (weights stay fp32)", choices=("fp32", "bf16"))
     threads: int | None = option(
         None,
-        "CPU threads; null: as many as gpt2x-train finds to be the fastest (see gpt2x/training/calibration.py); in other "
-        "commands the physical cores this process may use",
+        "CPU threads; null: what gpt2x-train measures to be fastest, else the physical cores this process may use",
         minimum=1,
     )
     compile: bool = option(False, "torch.compile the model (costs half a minute at the start)")
@@ -37,7 +36,8 @@ class DeviceConfig:
     kernels: bool | None = option(
         None,
         "train through code that is compiled for this processor, where it is a CPU, there is a C compiler and the model is "
-        "GPT-2's (see gpt2x/model/fused.py); false: through torch alone; null: what gpt2x-train finds to be faster",
+        "GPT-2's (see gpt2x/model/fused.py); false: through torch alone; null: what gpt2x-train measures to be faster (see "
+        "gpt2x/training/calibration.py)",
     )
 
     def check_available(self) -> None:
