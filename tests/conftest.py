@@ -16,6 +16,9 @@ from gpt2x.training.config import TrainerConfig
 
 TEXT = (Path(__file__).parent.parent / "gpt2x" / "data" / "storybook.txt").read_text()[:12_000]
 
+# With pytest -n the cores are shared out already, and threads that wait for a core that another process keeps are slow.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # A shell that starts pytest in the background makes it ignore Ctrl-C, and what the tests start would inherit that.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:

@@ -70,7 +70,7 @@ def judge(monkeypatch):
 def test_the_readme_has_its_commands():
     assert len(COMMANDS) >= 12
     assert COMMANDS[0] == "pip install -e . && python scripts/train.py"
-    assert COMMANDS[1] == "pip install -e '.[test]' && python -m pytest"
+    assert COMMANDS[1] == "pip install -e '.[test]' && python -m pytest -n auto --dist loadfile"
 
 
 @pytest.mark.parametrize("line", [c for c in COMMANDS if "gpt2x-" in c])
