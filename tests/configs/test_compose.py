@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import tempfile
-import time
 from itertools import pairwise
 from pathlib import Path
 
@@ -386,6 +385,7 @@ def test_settings_that_an_older_file_lacks_get_their_defaults(tmp_path):
     assert from_yaml(tmp_path / "config.yaml", TrainConfig).trainer.log_every == 10
 
 
+@pytest.mark.timeout(60)  # what unfolds to a hundred million items would take far longer
 @pytest.mark.parametrize(
     "hostile",
     [
@@ -408,11 +408,9 @@ def test_settings_that_an_older_file_lacks_get_their_defaults(tmp_path):
 def test_a_hostile_file_is_refused_and_runs_nothing(tmp_path, monkeypatch, hostile):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "config.yaml").write_text(hostile)
-    started = time.monotonic()
     with pytest.raises(ConfigError, match=r"config\.yaml") as caught:
         from_yaml("config.yaml", TrainConfig)
     assert len(str(caught.value)) < 10_000
-    assert time.monotonic() - started < 5
     assert not (tmp_path / "pwned").exists()
 
 
