@@ -9,7 +9,7 @@ import yaml
 from gpt2x.config.compose import CONFIG_DIR
 from gpt2x.config.option import show
 from gpt2x.config.schema import GROUPS
-from gpt2x.model.config import Variant
+from gpt2x.model.config import GPT2, Variant
 
 _TASKS = {"text": "lm", "table": "classifier", "instructions": "instruct"}
 _EVALUATED = {"classification": "classifier", "rouge": "instruct", "judge": "instruct"}
@@ -25,7 +25,7 @@ _NEEDED = {
     "init/hf": ["init.path=."],  # no name, which would be looked for in the network
     "finetune/head": ["model.tied_head=false"],
 }
-_GPT2 = [f"model.{field.name}={show(field.default)}" for field in fields(Variant)]
+_GPT2 = [f"model.{field.name}={show(getattr(GPT2, field.name))}" for field in fields(Variant)]
 
 
 def needed(group: str, choice: str, root: str = "train") -> list[str]:

@@ -7,10 +7,11 @@ from dataclasses import asdict, fields
 import pytest
 
 from gpt2x.compare.runs import flat
-from gpt2x.config.compose import compose
+from gpt2x.config.compose import Composer, compose
+from gpt2x.config.multirun import plan
 from gpt2x.config.schema import TrainConfig
 from gpt2x.model.config import Variant
-from gpt2x.sweep.search import Choices, OneAtATime
+from gpt2x.sweep.search import OneAtATime
 
 STUDIES = ("study_options", "study_modern")
 
@@ -24,7 +25,7 @@ def read(study: str, *overrides: str) -> dict:
 @pytest.mark.parametrize("study", STUDIES)
 def test_each_run_changes_one_setting_or_one_group(study):
     params = compose("train", TrainConfig, [f"experiment={study}"]).sweep.params
-    space = {key: Choices(tuple(values.split(","))) for key, values in params.items()}
+    space = plan(Composer("train", TrainConfig), [], params).space
     plain, *others = [trial.values for trial in OneAtATime(space).ask(1000)]
     itself = read(study)
     assert read(study, *(f"{key}={value}" for key, value in plain.items())) == itself
