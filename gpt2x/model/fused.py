@@ -5,8 +5,9 @@ operation to start; its tanh-GELU alone takes as long as a tenth of the products
 whose backward is written out: what stands between the products is computed by train.c, compiled when it is first needed, with
 the biases and the additions to the residual stream in the same passes. What is cheap to compute again is not kept.
 
-`accelerate` marks a model. Where a block is given a mask or a cache, or has dropout, an adapter or what is not known here, on
-another device and without a C compiler torch computes it as ever: see `applies`. With autocast the products are bfloat16, as
+`accelerate` marks a model. Where a block is given a mask or a cache, or has an adapter or what is not known here, on another
+device and without a C compiler torch computes it as ever: see `applies`. What dropout drops is drawn anew, by a seed of torch's
+random stream and a hash, and is not kept. With autocast the products are bfloat16, as
 torch's would be; all sums, norms and the residual stream stay float32.
 """
 
@@ -63,7 +64,6 @@ def applies(block: Block, x_BTC: Tensor, plain: bool) -> bool:
         and plain
         and _on_cpu(x_BTC, attn.c_attn.weight)
         and attn.attend.__name__ == "_attend_sdpa"
-        and not (block.training and attn.dropout)
         and all(type(layer) is nn.Linear for layer in layers)
         and attn.n_kv_head == attn.n_head
         and attn.value is None
@@ -78,7 +78,13 @@ def run(block: Block, x_BTC: Tensor, turns: Tensor | None) -> Tensor:
     for part in (block.ln_1, attn.c_attn, attn.c_proj, block.ln_2, mlp.c_fc, mlp.c_proj):
         parameters += [getattr(part, "weight", None), getattr(part, "bias", None)]
     kind = _Kind(attn.n_head, isinstance(block.ln_1, nn.LayerNorm), _ACTIVATIONS.index(mlp.activation), attn.qk_norm, _dtype())
-    return _Block.apply(x_BTC, turns, kind, *parameters)
+    drop = (attn.dropout, _seeds()) if block.training and attn.dropout else (0.0, (0, 0, 0))
+    return _Block.apply(x_BTC, turns, kind, drop, *parameters)
+
+
+def _seeds() -> tuple[int, int, int]:
+    """Of the dropout of a block's attention weights and of its two branches."""
+    return tuple(torch.randint(2**62, (3,)).tolist())
 
 
 def head_applies(model: GPT, x: Tensor) -> bool:
@@ -120,24 +126,34 @@ class _Block(torch.autograd.Function):
     """Names as in Block; M are all positions of all rows. Of the gradients, d... is that of what it is called after."""
 
     @staticmethod
-    def forward(ctx, x_BTC: Tensor, turns: Tensor | None, kind: _Kind, *parameters: Tensor | None) -> Tensor:
+    def forward(
+        ctx,
+        x_BTC: Tensor,
+        turns: Tensor | None,
+        kind: _Kind,
+        drop: tuple[float, tuple[int, int, int]],
+        *parameters: Tensor | None,
+    ) -> Tensor:
+        p, seeds = drop
         ln_1, ln_1_bias, attn, attn_bias, proj, proj_bias, ln_2, ln_2_bias, fc, fc_bias, out, out_bias = parameters
         B, T, C = x_BTC.shape
         M, dtype, bf16 = B * T, kind.dtype, kind.dtype == torch.bfloat16
-        norm_kind, turns = (M, C, kind.centered, bf16), None if turns is None else torch.view_as_real(turns).contiguous()
+        kept = (M, C, kind.centered, 0.0, 0, bf16)  # nothing is added, so nothing dropped
+        first, second = ((M, C, kind.centered, p, seed, bf16) for seed in seeds[1:])
+        turns = None if turns is None else torch.view_as_real(turns).contiguous()
         attn, proj, fc, out = (weight.to(dtype) for weight in (attn, proj, fc, out))
         x_MC, stats = x_BTC.reshape(M, C).contiguous(), torch.empty(2, M, 2)
         normed_MC, y_MC = torch.empty(M, C, dtype=dtype), torch.empty(M, C, dtype=dtype)
-        _call("norm", x_MC, None, None, ln_1, ln_1_bias, None, normed_MC, stats[0], *norm_kind)
+        _call("norm", x_MC, None, None, ln_1, ln_1_bias, None, normed_MC, stats[0], *kept)
         qkv, sums = normed_MC @ attn.t(), torch.empty(B, kind.n_head, T)
-        _attend(qkv, attn_bias, turns, kind, B, T, y_MC, sums)
+        _attend(qkv, attn_bias, turns, kind, (p, seeds[0]), B, T, y_MC, sums)
         middle_MC, result_MC = torch.empty(M, C), torch.empty(M, C)
-        _call("norm", x_MC, y_MC @ proj.t(), proj_bias, ln_2, ln_2_bias, middle_MC, normed_MC, stats[1], *norm_kind)
+        _call("norm", x_MC, y_MC @ proj.t(), proj_bias, ln_2, ln_2_bias, middle_MC, normed_MC, stats[1], *first)
         wide = normed_MC @ fc.t()
         active = torch.empty_like(wide)
         _call("activate", wide, fc_bias, None, active, *wide.shape, kind.activation, bf16)
-        _call("norm", middle_MC, active @ out.t(), out_bias, None, None, result_MC, None, None, *norm_kind)
-        ctx.kind = kind
+        _call("norm", middle_MC, active @ out.t(), out_bias, None, None, result_MC, None, None, *second)
+        ctx.kind, ctx.drop = kind, drop
         norms = (ln_1, ln_1_bias, ln_2, ln_2_bias)
         ctx.save_for_backward(
             x_MC, stats, qkv, y_MC, sums, middle_MC, wide, turns, *norms, attn, attn_bias, proj, fc, fc_bias, out
@@ -151,7 +167,7 @@ class _Block(torch.autograd.Function):
          fc_bias, out) = ctx.saved_tensors  # fmt: skip
         B, T, C = dresult_BTC.shape
         kind, M, dtype, bf16 = ctx.kind, B * T, ctx.kind.dtype, ctx.kind.dtype == torch.bfloat16
-        needed = ctx.needs_input_grad[3:]
+        needed, (p, seeds) = ctx.needs_input_grad[4:], ctx.drop
         grads: list[Tensor | None] = [None] * len(needed)
 
         def linear(i: int, dy: Tensor, x: Tensor) -> None:
@@ -169,8 +185,16 @@ class _Block(torch.autograd.Function):
             _call("norm_backward", *own, M, C, kind.centered, bf16)
             return dx
 
+        def branch(dsum_MC: Tensor, seed: int) -> Tensor:
+            """The gradient of what was added to a shortcut, from that of the sum."""
+            if not p:
+                return dsum_MC.to(dtype)
+            dy_MC = torch.empty(M, C, dtype=dtype)
+            _call("dropped", dsum_MC, dy_MC, M, C, p, seed, bf16)
+            return dy_MC
+
         dresult_MC = dresult_BTC.reshape(M, C).contiguous()
-        dy_MC = dresult_MC.to(dtype)
+        dy_MC = branch(dresult_MC, seeds[2])
         dwide, active, normed_MC = dy_MC @ out, torch.empty_like(wide), torch.empty(M, C, dtype=dtype)
         _call("activate", wide, fc_bias, dwide, active, *wide.shape, kind.activation, bf16)
         linear(10, dy_MC, active)
@@ -179,16 +203,16 @@ class _Block(torch.autograd.Function):
         linear(8, dwide, normed_MC)
         dmiddle_MC = norm(6, middle_MC, stats[1], ln_2, dwide @ fc, dresult_MC)
         del dwide
-        dy_MC = dmiddle_MC.to(dtype)
+        dy_MC = branch(dmiddle_MC, seeds[1])
         linear(4, dy_MC, y_MC)
         dqkv = torch.empty_like(qkv)
-        _attend(qkv, attn_bias, turns, kind, B, T, y_MC, sums, dy_MC @ proj, dqkv)
+        _attend(qkv, attn_bias, turns, kind, (p, seeds[0]), B, T, y_MC, sums, dy_MC @ proj, dqkv)
         _call("normed", x_MC, stats[0], ln_1, ln_1_bias, normed_MC, M, C, bf16)
         linear(2, dqkv, normed_MC)
         dx_BTC = None
         if ctx.needs_input_grad[0] or any(needed[:2]):
             dx_BTC = norm(0, x_MC, stats[0], ln_1, dqkv @ attn, dmiddle_MC).view(B, T, C)
-        return dx_BTC, None, None, *grads
+        return dx_BTC, None, None, None, *grads
 
 
 class _Entropy(torch.autograd.Function):
@@ -232,15 +256,26 @@ _ACTIVATIONS = (gelu, relu2)  # in the order of their numbers there
 class _Attention(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("qkv", "bias", "turns")),
-        *((name, ctypes.c_int64) for name in ("B", "T", "N", "H", "qk_norm", "bf16")),
+        *((name, ctypes.c_int64) for name in ("B", "T", "N", "H")),
+        *(("p", ctypes.c_float), ("seed", ctypes.c_uint64)),
+        *((name, ctypes.c_int64) for name in ("qk_norm", "bf16")),
     )
 
 
-def _attend(qkv: Tensor, bias: Tensor | None, turns: Tensor | None, kind: _Kind, B: int, T: int, *tensors: Tensor) -> None:
-    """Fill y and sums; or, where the `tensors` are y, sums, dy and dqkv, fill dqkv."""
+def _attend(
+    qkv: Tensor,
+    bias: Tensor | None,
+    turns: Tensor | None,
+    kind: _Kind,
+    drop: tuple[float, int],
+    B: int,
+    T: int,
+    *tensors: Tensor,
+) -> None:
+    """Fill y and sums; or, where the `tensors` are y, sums, dy and dqkv, fill dqkv. `drop` are a share and a seed."""
     H, backward = qkv.shape[1] // 3 // kind.n_head, len(tensors) > 2
     pointers = (None if tensor is None else tensor.data_ptr() for tensor in (qkv, bias, turns))
-    structure = _Attention(*pointers, B, T, kind.n_head, H, kind.qk_norm, qkv.dtype == torch.bfloat16)
+    structure = _Attention(*pointers, B, T, kind.n_head, H, *drop, kind.qk_norm, qkv.dtype == torch.bfloat16)
     scratch = torch.empty(torch.get_num_threads(), _library.attention_scratch(T, H, backward))
     function = _library.attend_backward if backward else _library.attend
     function(ctypes.byref(structure), *(tensor.data_ptr() for tensor in (*tensors, scratch)))
@@ -252,14 +287,16 @@ def _call(name: str, *arguments: Tensor | float | None) -> None:
 
 def _typed(library: ctypes.CDLL) -> ctypes.CDLL:
     pointer, number, flag = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+    real, seed = ctypes.c_float, ctypes.c_uint64
     signatures = {
-        "norm": [*[pointer] * 8, number, number, flag, flag],
+        "dropped": [pointer, pointer, number, number, real, seed, flag],
+        "norm": [*[pointer] * 8, number, number, flag, real, seed, flag],
         "norm_backward": [*[pointer] * 9, number, number, flag, flag],
         "normed": [*[pointer] * 5, number, number, flag],
         "activate": [*[pointer] * 4, number, number, flag, flag],
         "attend": [pointer] * 4,
         "attend_backward": [pointer] * 6,
-        "entropy": [*[pointer] * 3, number, number, ctypes.c_float, flag],
+        "entropy": [*[pointer] * 3, number, number, real, flag],
     }
     for name, types in signatures.items():
         function = getattr(library, name)

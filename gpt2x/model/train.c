@@ -106,19 +106,67 @@ INLINE vec exponential(vec x)
     return (vec)((ints)(p * power) & ~under);
 }
 
+/* -- dropout ------------------------------------------------------------------------------------------------------ */
+
+/* Which numbers are dropped is a function of a seed, their row and their column, so that the way back knows it again. */
+struct dropout {
+    float p; /* the share of numbers that become 0; the others become 1 / (1 - p) times what they were */
+    uint64_t seed;
+};
+
+/* Every bit of the result depends on every bit of x: Chris Wellons' lowbias32 (2018), in each of 16 numbers. */
+INLINE bits mixed(bits x)
+{
+    x = (x ^ (x >> 16)) * 0x7feb352d;
+    x = (x ^ (x >> 15)) * 0x846ca68b;
+    return x ^ (x >> 16);
+}
+
+/* A row's own seed. */
+INLINE uint32_t row_seed(struct dropout drop, int64_t row)
+{
+    const bits low = mixed((bits){(uint32_t)drop.seed} + (uint32_t)row), high = {(uint32_t)(drop.seed >> 32)};
+    return mixed(low ^ high ^ (uint32_t)(row >> 32))[0];
+}
+
+/* What WIDTH numbers of a row, from column i on, are multiplied by. */
+INLINE vec kept(struct dropout drop, uint32_t row, int64_t i)
+{
+    const bits column = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    const ints draw = (ints)(mixed((column + (uint32_t)i) * 0x9e3779b9 + row) >> 8); /* 24 bits */
+    const ints keep = draw >= (int32_t)(drop.p * 16777216.0f);
+    return (vec)((ints)all(1 / (1 - drop.p)) & keep);
+}
+
+/* out = x without what is dropped; M rows of C numbers, x in fp32. */
+void dropped(const float *x, void *out, int64_t M, int64_t C, float p, uint64_t seed, int bf16)
+{
+    const struct dropout drop = {p, seed};
+#pragma omp parallel for schedule(static)
+    for (int64_t m = 0; m < M; m++) {
+        const uint32_t row = row_seed(drop, m);
+        EACH_VEC(c, C) store(out, m * C + c, load(x, m * C + c, 0) * kept(drop, row, c), bf16);
+    }
+}
+
 /* -- norms -------------------------------------------------------------------------------------------------------- */
 
-/* sum = x + y + bias (where there is a y), and out = (sum - mean) / deviation * weight + shift (where there is an out), each
- * row of C numbers. What is not `centered` has a mean of 0. */
+/* sum = x + dropout of y + bias (where there is a y), and out = (sum - mean) / deviation * weight + shift (where there is an
+ * out), each row of C numbers. What is not `centered` has a mean of 0. */
 void norm(
     const float *x, const void *y, const float *bias, const float *weight, const float *shift, float *sum, void *out,
-    float *stats, int64_t M, int64_t C, int centered, int bf16)
+    float *stats, int64_t M, int64_t C, int centered, float p, uint64_t seed, int bf16)
 {
+    const struct dropout drop = {p, seed};
 #pragma omp parallel for schedule(static)
     for (int64_t m = 0; m < M; m++) {
         const float *row = x + m * C;
+        const uint32_t own = y && p ? row_seed(drop, m) : 0;
         if (y) {
-            EACH_VEC(c, C) store(sum, m * C + c, load(row, c, 0) + load(y, m * C + c, bf16) + given(bias, c, 0), 0);
+            EACH_VEC(c, C) {
+                vec branch = load(y, m * C + c, bf16) + given(bias, c, 0);
+                store(sum, m * C + c, load(row, c, 0) + (p ? branch * kept(drop, own, c) : branch), 0);
+            }
             row = sum + m * C;
         }
         if (!out) continue;
@@ -256,6 +304,7 @@ struct attention {
     const float *bias;  /* (3, N, H), added to it; or none */
     const float *turns; /* (T, H / 2, 2): rotary positions, cosine and sine; or none */
     int64_t B, T, N, H;
+    struct dropout drop; /* of the weights; rows are those of (B, N, T) */
     int64_t qk_norm;    /* queries and keys are divided by their root mean squares, before they are turned */
     int64_t bf16;
 };
@@ -361,6 +410,10 @@ void attend(const struct attention *a, void *y, float *sums, float *scratch)
                     store(w, j, e, 0);
                 }
                 scale[r] = 1 / total(s);
+                if (a->drop.p) {
+                    const uint32_t own = row_seed(a->drop, bn * T + t0 + r);
+                    EACH_VEC(j, wide) store(w, j, load(w, j, 0) * kept(a->drop, own, j), 0);
+                }
                 if (t0 + r < T) sums[bn * T + t0 + r] = most - logf(scale[r]);
             }
             float out[ROWS * H];
@@ -405,10 +458,11 @@ void attend_backward(const struct attention *a, const void *y, const float *sums
                 EACH_VEC(h, H) s += load(d, t * H + h, 0) * load(y, ((b * T + t) * N + n) * H + h, a->bf16);
                 const float mean = total(s), sum = sums[bn * T + t];
                 for (int64_t j = t + 1; j < wide; j++) w[j] = -INFINITY;
+                const uint32_t own = a->drop.p ? row_seed(a->drop, bn * T + t) : 0;
                 EACH_VEC(j, wide) {
-                    vec e = exponential(load(w, j, 0) - sum);
-                    store(w, j, e, 0);
-                    store(dw, j, e * (load(dw, j, 0) - mean), 0);
+                    vec e = exponential(load(w, j, 0) - sum), keep = a->drop.p ? kept(a->drop, own, j) : all(1);
+                    store(w, j, e * keep, 0);
+                    store(dw, j, e * (load(dw, j, 0) * keep - mean), 0);
                 }
             }
             rows(ds + t0 * L, L, 1, k, H, seen < T ? seen : T, g + t0 * H, H, H);

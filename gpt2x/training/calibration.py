@@ -10,7 +10,7 @@ and is not kept.
 
 A run keeps to the usual setting (the physical cores, compiled code where it applies) where one block of one length is not what
 a step is: tables and instructions, whose rows have lengths of their own, a finetune= that changes blocks or trains some alone,
-torch.compile, a GPU. Where compiled code does not apply to the block, as with dropout, threads alone are compared.
+torch.compile, a GPU. Where compiled code does not apply to the block, threads alone are compared.
 """
 
 from __future__ import annotations

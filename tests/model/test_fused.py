@@ -6,6 +6,7 @@ import copy
 import logging
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -105,6 +106,74 @@ def test_losses_and_gradients_are_those_of_float64(library, B, T, heads, V, tied
     assert error(found, exact) < 2e-5 if V > 1 else not any(gradient.any() for gradient in found.values())
 
 
+def keep(p: float, seed: int, rows: int, columns: int) -> torch.Tensor:
+    """What numbers are multiplied by, from the hash as train.c describes it, in numpy."""
+
+    def mixed(x: np.ndarray) -> np.ndarray:
+        x = (x ^ (x >> np.uint32(16))) * np.uint32(0x7FEB352D)
+        x = (x ^ (x >> np.uint32(15))) * np.uint32(0x846CA68B)
+        return x ^ (x >> np.uint32(16))
+
+    low, high = np.uint32(seed % 2**32), np.uint32(seed >> 32)
+    own = mixed(mixed(low + np.arange(rows, dtype=np.uint32)) ^ high)[:, None]
+    draw = mixed(np.arange(columns, dtype=np.uint32) * np.uint32(0x9E3779B9) + own) >> np.uint32(8)
+    return torch.from_numpy((draw >= int(p * 2**24)) / (1 - p))
+
+
+@settings(max_examples=15)
+@given(
+    B=st.integers(1, 3), T=st.integers(1, 40), p=st.sampled_from([0.1, 0.5, 0.9]), seed=st.integers(0, 2**62),
+    position=st.sampled_from(["learned", "rope"]), norm=st.sampled_from(["layernorm", "rmsnorm"]), bias=st.booleans(),
+)  # fmt: skip
+def test_dropout_is_that_of_the_formula(library, B, T, p, seed, **variant):
+    """In float64, with dropout's every decision made by the test."""
+    shape = dict(context_length=T, dropout=p, attention="manual", **variant)
+    exact, ours = make(**shape).double(), make(**shape | {"attention": "sdpa"})
+    assert fused.accelerate(ours, library)
+    inputs, targets = tokens(ours, B, T)
+    seeds = [(seed + 5 * i, seed ^ (i + 1) << 40, seed + 7 * i + 1) for i in range(2)]
+    masks = [torch.ones(())]  # of the embeddings
+    for of_weights, first, second in seeds:
+        masks += [keep(p, of_weights, B * 2 * T, T).view(B, 2, T, T)]
+        masks += [keep(p, branch, B * T, 32).view(B, T, 32) for branch in (first, second)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fused, "_seeds", iter(seeds).__next__)
+        patch.setattr(F, "dropout", lambda x, *_: x)
+        loss, found = gradients(ours, inputs, targets)
+        left = iter(masks)
+        patch.setattr(F, "dropout", lambda x, *_: x * next(left))
+        expected, exact_gradients = gradients(exact, inputs, targets)
+        assert next(left, None) is None
+    assert loss == pytest.approx(expected, rel=1e-5)
+    assert error(found, exact_gradients) < 2e-5
+
+
+def test_dropout_drops_at_random():
+    """As often as asked, each number whatever its neighbours in row and column and the next seed do: within five standard
+    deviations of what chance gives."""
+    n = 1024
+    for p in (0.1, 0.5):
+        tables = [(keep(p, seed, n, n) == 0).double() for seed in (3, 4, 3 << 32)]
+        for table in tables:
+            assert abs(table.mean() - p) < 5 * math.sqrt(p * (1 - p)) / n
+            assert ((table.mean(0) - p).abs() < 5.5 * math.sqrt(p * (1 - p) / n)).all()
+            assert ((table.mean(1) - p).abs() < 5.5 * math.sqrt(p * (1 - p) / n)).all()
+        pairs = [(tables[0][1:], tables[0][:-1]), (tables[0][:, 1:], tables[0][:, :-1]), tables[:2], tables[1:]]
+        for a, b in pairs:
+            assert abs(((a - p) * (b - p)).mean()) < 5 * p * (1 - p) / math.sqrt(a.numel())
+
+
+def test_dropout_is_of_torchs_random_stream(library):
+    _, ours = both(library, dropout=0.3)
+    inputs, _ = tokens(ours, 2, 24)
+    outcomes = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        outcomes.append(ours(inputs))
+    assert torch.equal(outcomes[0], outcomes[1])
+    assert not torch.equal(outcomes[0], outcomes[2])
+
+
 def test_the_plain_computation_passes_gradcheck():
     """Which makes it the reference of the test above."""
     block = Block(n_embd=4, n_head=2, context_length=3, dropout=0.0, attention="sdpa").double()
@@ -180,13 +249,14 @@ def test_the_same_bits_each_time_and_with_any_number_of_threads(library, bf16):
             x.clone(),
             torch.empty(M),
         )
-        fused._attend(qkv, bias, None, kind, 3, T, y, sums)
-        fused._attend(qkv, bias, None, kind, 3, T, y, sums, dy, dqkv)
+        fused._attend(qkv, bias, None, kind, (0.1, 5), 3, T, y, sums)
+        fused._attend(qkv, bias, None, kind, (0.1, 5), 3, T, y, sums, dy, dqkv)
         fused._call("entropy", logits, targets, losses, M, C, 0.0, bf16)
         dx, dweight, dshift, parts, stats = *(torch.empty(n) for n in ((M, C), C, C, (16, 2, C))), torch.rand(M, 2)
         stats.fill_(0.5)
         fused._call("norm_backward", x.float(), stats, weight, dy, dx, dx.zero_(), dweight, dshift, parts, M, C, 1, bf16)
-        return [y, sums, dqkv, logits, losses, dx, dweight, dshift]
+        fused._call("dropped", x.float(), branch := torch.empty(M, C), M, C, 0.1, 6, False)
+        return [y, sums, dqkv, logits, losses, dx, dweight, dshift, branch]
 
     torch.set_num_threads(1)
     first = outputs()
@@ -279,7 +349,6 @@ def change(model: GPT, how: str) -> GPT:
 @pytest.mark.parametrize(
     ("how", "shape"),
     [
-        ("dropout", dict(dropout=0.5)),
         ("manual", dict(attention="manual")),
         ("alibi", dict(position="alibi")),
         ("narrow heads", dict(n_head=4)),

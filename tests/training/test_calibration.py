@@ -265,7 +265,7 @@ def with_code(small_run, kernels, monkeypatch):
         ({}, True),
         ({"model.position": "rope", "model.norm": "rmsnorm", "model.ngram_embeddings": [500]}, True),
         ({"model.position": "alibi"}, False),
-        ({"model.dropout": 0.1}, False),
+        ({"model.dropout": 0.1}, True),
         ({"model.residual_scalars": True, "model.value_embeddings": "table"}, False),
         ({"model.attention": "manual", "device.precision": "bf16"}, False),
     ],

@@ -61,7 +61,11 @@ def test_it_is_the_training_that_torch_does(small_run, tmp_path, count, changes)
 
 
 def test_a_run_that_goes_on_has_the_bits_of_one_that_was_never_stopped(small_run, tmp_path, count):
-    changes = FITTING | {"schedule._target_": "gpt2x.training.schedule.Constant", "trainer.checkpoint_every": 6}
+    changes = FITTING | {
+        "model.dropout": 0.1,
+        "schedule._target_": "gpt2x.training.schedule.Constant",
+        "trainer.checkpoint_every": 6,
+    }
     whole = train(small_run(**changes), tmp_path / "whole").run_dir
     half = train(small_run(**changes | {"trainer.max_steps": 6}), tmp_path / "half").run_dir
     train(small_run(**changes | {"resume": str(half)}), half)
@@ -72,7 +76,7 @@ def test_a_run_that_goes_on_has_the_bits_of_one_that_was_never_stopped(small_run
 
 def test_recomputing_changes_no_bit(small_run, tmp_path, count):
     for name, recompute in (("a", False), ("b", True)):
-        train(small_run(**FITTING | {"trainer.recompute": recompute}), tmp_path / name)
+        train(small_run(**FITTING | {"model.dropout": 0.1, "trainer.recompute": recompute}), tmp_path / name)
     once, twice = final_weights(tmp_path / "a"), final_weights(tmp_path / "b")
     assert all(torch.equal(once[name], twice[name]) for name in once)
 
