@@ -5,6 +5,7 @@ It is compiled in a second or two with the C compiler of the machine (cc, gcc, c
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -35,15 +36,16 @@ def compiled(name: str, cache: str | Path) -> ctypes.CDLL:
     openmp = [*torch_folder.glob("lib/libgomp*"), *torch_folder.parent.glob("torch.libs/libgomp*")][:1]
     key = hashlib.sha256("\n".join([source.read_text(), compiler, *map(str, openmp), processor()]).encode())
     library = Path(cache) / "kernels" / f"{name}-{key.hexdigest()[:16]}.so"
+    with contextlib.suppress(OSError):  # there is none, or it was damaged
+        return ctypes.CDLL(str(library))
     try:
-        if not library.exists():
-            library.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=library.parent) as folder:
-                made, command = Path(folder, name), shlex.split(compiler)
-                _run([*command, "-O3", "-march=native", "-fopenmp", "-fPIC", "-w", "-c", str(source), "-o", f"{made}.o"])
-                link = list(map(str, openmp)) or ["-fopenmp"]
-                _run([*command, "-shared", f"{made}.o", *link, "-lm", "-o", f"{made}.so"])
-                os.replace(f"{made}.so", library)  # whole or not at all, also when two start together
+        library.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+            made, command = Path(folder, name), shlex.split(compiler)
+            _run([*command, "-O3", "-march=native", "-fopenmp", "-fPIC", "-w", "-c", str(source), "-o", f"{made}.o"])
+            link = list(map(str, openmp)) or ["-fopenmp"]
+            _run([*command, "-shared", f"{made}.o", *link, "-lm", "-o", f"{made}.so"])
+            os.replace(f"{made}.so", library)  # whole or not at all, also when two start together
         return ctypes.CDLL(str(library))
     except OSError as error:
         raise KernelError(f"it cannot be compiled in {library.parent} with {compiler} ({error.strerror or error})") from None

@@ -98,7 +98,9 @@ def summed_loss(x_NC: Tensor, weight_VC: Tensor, targets_N: Tensor, softcap: flo
 
     The gradients are computed with it, from logits of some hundred megabytes at a time, which become their own gradient.
     """
-    return _Entropy.apply(x_NC, weight_VC, targets_N, softcap or 0.0, _dtype())
+    if targets_N.numel() and (last := int(targets_N.max())) >= len(weight_VC):
+        raise IndexError(f"a target is token {last}, of {len(weight_VC)} in the vocabulary")
+    return _Entropy.apply(x_NC, weight_VC, targets_N, softcap or 0.0, _dtype(), torch.is_grad_enabled())
 
 
 def _on_cpu(x: Tensor, weight: Tensor) -> bool:
@@ -217,10 +219,12 @@ class _Block(torch.autograd.Function):
 
 class _Entropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x_NC: Tensor, weight_VC: Tensor, targets_N: Tensor, cap: float, dtype: torch.dtype) -> Tensor:
+    def forward(
+        ctx, x_NC: Tensor, weight_VC: Tensor, targets_N: Tensor, cap: float, dtype: torch.dtype, learning: bool
+    ) -> Tensor:
         (N, C), V, bf16 = x_NC.shape, len(weight_VC), dtype == torch.bfloat16
         x_NC, weight_VC = x_NC.detach().to(dtype), weight_VC.detach().to(dtype)
-        need_x, need_weight = ctx.needs_input_grad[:2]
+        need_x, need_weight = (learning and needed for needed in ctx.needs_input_grad[:2])
         targets_N, losses_N = targets_N.contiguous(), torch.empty(N)
         dx_NC = torch.empty(N, C, dtype=dtype) if need_x else None
         dweight_VC = None
@@ -245,7 +249,7 @@ class _Entropy(torch.autograd.Function):
         if ctx.grads is None:
             raise RuntimeError("the gradients of this loss were given away by an earlier backward: it has but one")
         grads, ctx.grads = ctx.grads, None
-        return *(None if grad is None else grad.mul_(dloss) for grad in grads), None, None, None
+        return *(None if grad is None else grad.mul_(dloss) for grad in grads), None, None, None, None
 
 
 # -- train.c ------------------------------------------------------------------------------------------------------
@@ -256,7 +260,7 @@ _ACTIVATIONS = (gelu, relu2)  # in the order of their numbers there
 class _Attention(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("qkv", "bias", "turns")),
-        *((name, ctypes.c_int64) for name in ("B", "T", "N", "H")),
+        *((name, ctypes.c_int64) for name in ("B", "T", "N", "H", "threads")),
         *(("p", ctypes.c_float), ("seed", ctypes.c_uint64)),
         *((name, ctypes.c_int64) for name in ("qk_norm", "bf16")),
     )
@@ -274,9 +278,10 @@ def _attend(
 ) -> None:
     """Fill y and sums; or, where the `tensors` are y, sums, dy and dqkv, fill dqkv. `drop` are a share and a seed."""
     H, backward = qkv.shape[1] // 3 // kind.n_head, len(tensors) > 2
+    threads = torch.get_num_threads()
     pointers = (None if tensor is None else tensor.data_ptr() for tensor in (qkv, bias, turns))
-    structure = _Attention(*pointers, B, T, kind.n_head, H, *drop, kind.qk_norm, qkv.dtype == torch.bfloat16)
-    scratch = torch.empty(torch.get_num_threads(), _library.attention_scratch(T, H, backward))
+    structure = _Attention(*pointers, B, T, kind.n_head, H, threads, *drop, kind.qk_norm, qkv.dtype == torch.bfloat16)
+    scratch = torch.empty(threads, _library.attention_scratch(T, H, backward))
     function = _library.attend_backward if backward else _library.attend
     function(ctypes.byref(structure), *(tensor.data_ptr() for tensor in (*tensors, scratch)))
 

@@ -304,6 +304,7 @@ struct attention {
     const float *bias;  /* (3, N, H), added to it; or none */
     const float *turns; /* (T, H / 2, 2): rotary positions, cosine and sine; or none */
     int64_t B, T, N, H;
+    int64_t threads;    /* as many as there is scratch for */
     struct dropout drop; /* of the weights; rows are those of (B, N, T) */
     int64_t qk_norm;    /* queries and keys are divided by their root mean squares, before they are turned */
     int64_t bf16;
@@ -386,7 +387,7 @@ int64_t attention_scratch(int64_t T, int64_t H, int backward)
 void attend(const struct attention *a, void *y, float *sums, float *scratch)
 {
     const int64_t T = a->T, N = a->N, H = a->H, R = up(T, ROWS), L = up(T, WIDTH), size = attention_scratch(T, H, 0);
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) num_threads(a->threads)
     for (int64_t bn = 0; bn < a->B * N; bn++) {
         const int64_t b = bn / N, n = bn % N;
         float *q = scratch + omp_get_thread_num() * size, *v = q + R * H, *k = v + R * H, *p = k + H * L;
@@ -429,7 +430,7 @@ void attend_backward(const struct attention *a, const void *y, const float *sums
 {
     const int64_t T = a->T, N = a->N, H = a->H, R = up(T, ROWS), L = up(T, WIDTH), size = attention_scratch(T, H, 1);
     const float scale = 1 / sqrtf(H);
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) num_threads(a->threads)
     for (int64_t bn = 0; bn < a->B * N; bn++) {
         const int64_t b = bn / N, n = bn % N;
         float *q = scratch + omp_get_thread_num() * size, *k = q + R * H, *d = k + R * H, *g = d + R * H;

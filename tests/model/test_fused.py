@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import ctypes
 import logging
 import math
 
@@ -398,6 +399,57 @@ def test_evaluating_a_model_with_dropout_needs_no_torch(library, calls):
     inputs, _ = tokens(model, 2, 24)
     torch.testing.assert_close(ours.eval()(inputs), model.eval()(inputs), rtol=1e-5, atol=1e-5)
     assert "attend" in calls
+
+
+def test_a_damaged_library_is_made_again(library, tmp_path):
+    (whole,) = (library / "kernels").iterdir()
+    damaged = tmp_path / "kernels" / whole.name
+    damaged.parent.mkdir()
+    damaged.write_bytes(whole.read_bytes()[:1000])
+    assert compiled("train", tmp_path).attention_scratch(1, 16, 0) > 0
+    assert len(damaged.read_bytes()) > 1000
+
+
+def test_scratch_is_for_as_many_threads_as_compute(library):
+    """Where OpenMP is not torch's own it may have more: emulated by telling it so behind torch's back."""
+    _, ours = both(library)
+    inputs, _ = tokens(ours, 3, 24)
+    expected = ours(inputs)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    openmp = ctypes.CDLL(fused._library._name)
+    openmp.omp_set_num_threads(8)
+    try:
+        x, y = torch.randn(3 * 24, 96), torch.empty(3 * 24, 32)
+        sums, size = torch.empty(3, 2, 24), fused._library.attention_scratch(24, 16, 0)
+        guarded = torch.zeros(1 + 7, size)
+        tensors = (None if t is None else t.data_ptr() for t in (x, None, None))
+        structure = fused._Attention(*tensors, 3, 24, 2, 16, 1, 0.0, 0, 0, 0)
+        fused._library.attend(ctypes.byref(structure), y.data_ptr(), sums.data_ptr(), guarded.data_ptr())
+        assert not guarded[1:].any()
+    finally:
+        openmp.omp_set_num_threads(before)
+        torch.set_num_threads(before)
+    torch.testing.assert_close(ours(inputs), expected)
+
+
+def test_a_target_outside_the_vocabulary_is_an_error(library):
+    _, ours = both(library)
+    inputs, targets = tokens(ours, 2, 24)
+    targets[1, 3] = 70
+    with pytest.raises(IndexError, match="a target is token 70, of 70 in the vocabulary"):
+        ours.loss(inputs, targets)
+
+
+def test_without_gradients_the_loss_makes_none(library, calls, monkeypatch):
+    _, ours = both(library)
+    inputs, targets = tokens(ours, 2, 24)
+    expected = ours.loss(inputs, targets).item()
+    made = []
+    monkeypatch.setattr(torch, "mm", lambda *a, mm=torch.mm, **k: made.append(a) or mm(*a, **k))
+    with torch.no_grad():
+        assert ours.loss(inputs, targets).item() == pytest.approx(expected)
+    assert len(made) == 1  # the logits; with gradients it is two
 
 
 def test_without_a_compiler_it_says_so(tmp_path, monkeypatch, caplog):

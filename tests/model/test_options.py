@@ -226,7 +226,7 @@ def test_the_gated_mlp_has_as_many_parameters(n_embd):
     assert gated == pytest.approx(plain, rel=0.04 if n_embd < 128 else 0.01)
 
 
-def test_the_modern_model_is_the_size_of_nanogpt_s_small_recipe():
+def test_the_modern_model_is_as_wide_and_deep_as_nanogpt_s_small_recipe():
     """4 blocks of 12 x 128 x 128 weights, without biases, norms' weights or positions, and 66 characters; beside them the
     tables, of 67 x 67 pairs and of 16,384 longer runs, all a quarter as wide."""
     config = compose("train", TrainConfig, ["model=modern_nano"]).model
