@@ -405,7 +405,7 @@ def test_a_damaged_library_is_made_again(library, tmp_path):
     (whole,) = (library / "kernels").iterdir()
     damaged = tmp_path / "kernels" / whole.name
     damaged.parent.mkdir()
-    damaged.write_bytes(whole.read_bytes()[:1000])
+    damaged.write_bytes(b"\0" * 1000)  # as a machine that lost power may leave it
     assert compiled("train", tmp_path).attention_scratch(1, 16, 0) > 0
     assert len(damaged.read_bytes()) > 1000
 
