@@ -61,8 +61,8 @@ def _gpt2x(job: dict[str, Any], model: GPT, *, precision: str = "fp32") -> Step:
 
     batches = [Batch(inputs, targets, weight=inputs.numel()) for inputs, targets in _batches(job)]
     device = Device(**job["device"] | {"precision": precision})
-    if device.kernels:
-        accelerate(model, job["cache"])
+    if device.kernels and not accelerate(model, job["cache"]):
+        raise RuntimeError("there is no compiled code here (see the log); device.kernels=false measures torch alone")
     optimizer = adamw(model, **ADAMW, decay_all=False, layer_decay=1.0)
     trainer = Trainer(
         model=model,

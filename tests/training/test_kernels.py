@@ -36,6 +36,7 @@ def count(monkeypatch) -> list[str]:
     [
         {},
         {"trainer.accumulate": 3, "trainer.ema_decay": 0.9},
+        {"device.precision": "bf16", "trainer.accumulate": 2},
         {
             "model.tied_head": False,
             "model.position": "rope",
@@ -48,6 +49,8 @@ def count(monkeypatch) -> list[str]:
     ids=str,
 )
 def test_it_is_the_training_that_torch_does(small_run, tmp_path, count, changes):
+    """To the rounding of the sums; in bf16, of numbers of 8 bits in another order."""
+    tolerance = 2e-2 if "device.precision" in changes else 2e-4
     config = small_run(**FITTING | changes)
     train(config, tmp_path / "kernels")
     assert count
@@ -55,13 +58,15 @@ def test_it_is_the_training_that_torch_does(small_run, tmp_path, count, changes)
     plain = small_run(**FITTING | changes | {"device.kernels": False})
     train(plain, tmp_path / "torch")
     assert not count
-    assert losses(tmp_path / "kernels") == pytest.approx(losses(tmp_path / "torch"), abs=2e-4)
+    assert losses(tmp_path / "kernels") == pytest.approx(losses(tmp_path / "torch"), abs=tolerance)
     val = [[row["val/loss"] for row in read_metrics(tmp_path / name) if "val/loss" in row] for name in ("kernels", "torch")]
-    assert val[0] == pytest.approx(val[1], abs=2e-4)
+    assert val[0] == pytest.approx(val[1], abs=tolerance)
 
 
-def test_a_run_that_goes_on_has_the_bits_of_one_that_was_never_stopped(small_run, tmp_path, count):
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_run_that_goes_on_has_the_bits_of_one_that_was_never_stopped(small_run, tmp_path, count, precision):
     changes = FITTING | {
+        "device.precision": precision,
         "model.dropout": 0.1,
         "schedule._target_": "gpt2x.training.schedule.Constant",
         "trainer.checkpoint_every": 6,
@@ -74,9 +79,12 @@ def test_a_run_that_goes_on_has_the_bits_of_one_that_was_never_stopped(small_run
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_recomputing_changes_no_bit(small_run, tmp_path, count):
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_recomputing_changes_no_bit(small_run, tmp_path, count, precision):
+    changes = FITTING | {"device.precision": precision, "model.dropout": 0.1, "trainer.accumulate": 2}
     for name, recompute in (("a", False), ("b", True)):
-        train(small_run(**FITTING | {"model.dropout": 0.1, "trainer.recompute": recompute}), tmp_path / name)
+        train(small_run(**changes | {"trainer.recompute": recompute}), tmp_path / name)
+    assert count
     once, twice = final_weights(tmp_path / "a"), final_weights(tmp_path / "b")
     assert all(torch.equal(once[name], twice[name]) for name in once)
 
