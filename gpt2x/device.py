@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,8 @@ class DeviceConfig:
     precision: str = option("fp32", "fp32, or bf16 autocast (weights stay fp32)", choices=("fp32", "bf16"))
     threads: int | None = option(
         None,
-        "CPU threads; null: what gpt2x-train measures to be fastest, else the physical cores this process may use",
+        "CPU threads; null: what gpt2x-train measures to be fastest and keeps in paths.cache, else the physical cores this "
+        "process may use; another number sums in another order: pin it for the same bits everywhere",
         minimum=1,
     )
     compile: bool = option(False, "torch.compile the model (costs half a minute at the start)")
@@ -35,13 +37,16 @@ class DeviceConfig:
     )
     kernels: bool | None = option(
         None,
-        "train through code that is compiled for this processor, where it is a CPU, there is a C compiler and the model is "
-        "GPT-2's (see gpt2x/model/fused.py); false: through torch alone; null: what gpt2x-train measures to be faster (see "
-        "gpt2x/training/calibration.py)",
+        "train through code that is compiled for this processor, where there is a C compiler and the blocks are like GPT-2's "
+        "(gpt2x/model/fused.py says which); false: through torch alone; null: what gpt2x-train measures to be faster and keeps "
+        "(gpt2x/training/calibration.py)",
     )
 
     def check_available(self) -> None:
         """Raise ConfigError if this machine cannot do what is asked. Imports torch only if it must."""
+        if self.kernels and (self.compile or self.type != "cpu"):
+            problem = "torch.compile compiles the model itself" if self.compile else "compiled code is for processors"
+            raise ConfigError("kernels", True, f"{problem}, so it would not be used", "leave it out, or device.kernels=false")
         if self.type == "cpu" and self.precision == "fp32":
             return
         import torch
@@ -201,6 +206,15 @@ def cpus() -> list[int]:
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))
+
+
+def waited() -> float:
+    """The seconds, of all threads of this process, in which one could have run but others had the cores; 0 but on Linux."""
+    nanoseconds = 0
+    for path in glob.glob("/proc/self/task/*/schedstat"):
+        with contextlib.suppress(OSError, ValueError, IndexError), open(path, encoding="ascii") as file:  # a thread may end
+            nanoseconds += int(file.read().split()[1])
+    return nanoseconds / 1e9
 
 
 def _cgroup_cores(default: int) -> int:

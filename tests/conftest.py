@@ -54,9 +54,7 @@ def unmeasured():
     from gpt2x.training import calibration
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            calibration, "measure", lambda _, settings: calibration.Found(dict.fromkeys(settings, 1.0), None, 0.0, "")
-        )
+        patch.setattr(calibration, "measure", lambda _, settings: calibration.Found(dict.fromkeys(settings, 1.0), None, ""))
         yield
 
 

@@ -6,13 +6,14 @@ import os
 import platform
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
 from gpt2x.config.option import ConfigError
-from gpt2x.device import Device, DeviceConfig, _cpu_has_bf16, default_threads
+from gpt2x.device import Device, DeviceConfig, _cpu_has_bf16, default_threads, waited
 from gpt2x.tracking.tracker import read_metrics
 from gpt2x.training.run import train
 
@@ -85,6 +86,33 @@ def test_each_switch_is_set_either_way():
 def test_cuda_without_a_gpu_says_the_remedy():
     with pytest.raises(ConfigError, match="device=cpu"):
         DeviceConfig(type="cuda").check_available()
+
+
+@pytest.mark.parametrize("changes", [{"compile": True}, {"type": "cuda"}], ids=str)
+def test_kernels_that_would_not_be_used_are_refused(changes):
+    with pytest.raises(ConfigError, match="would not be used; leave it out, or device.kernels=false"):
+        DeviceConfig(kernels=True, **changes).check_available()
+    DeviceConfig(kernels=False, compile=True).check_available()
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity") or not os.path.exists("/proc/self/schedstat"), reason="not told here")
+def test_time_that_another_program_takes_is_waited_for(monkeypatch):
+    """On one CPU with it."""
+    mine = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(mine)})
+    try:
+        with subprocess.Popen([sys.executable, "-uc", "print()\nwhile True: pass"], stdout=subprocess.PIPE) as other:
+            other.stdout.readline()
+            before, begun = waited(), time.thread_time()
+            while time.thread_time() - begun < 0.1:
+                pass
+            delay = waited() - before
+            other.kill()
+        assert delay > 0.02
+    finally:
+        os.sched_setaffinity(0, mine)
+    monkeypatch.setattr("gpt2x.device.glob.glob", lambda pattern: [])
+    assert waited() == 0
 
 
 def test_bf16_without_the_instructions_says_the_remedy(monkeypatch):

@@ -24,6 +24,8 @@ CHANGEABLE = (
     "judge.*",
     "device.threads",
     "device.kernels",
+    "device.keep_memory",
+    "trainer.recompute",  # which changes no bit
     "init.path",  # where the model it began with is now
     "trainer.keep_*",
     "trainer.log_*",

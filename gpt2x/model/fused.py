@@ -5,10 +5,11 @@ operation to start; its tanh-GELU alone takes as long as a tenth of the products
 whose backward is written out: what stands between the products is computed by train.c, compiled when it is first needed, with
 the biases and the additions to the residual stream in the same passes. What is cheap to compute again is not kept.
 
-`accelerate` marks a model. Where a block is given a mask or a cache, or has an adapter or what is not known here, on another
-device and without a C compiler torch computes it as ever: see `applies`. What dropout drops is drawn anew, by a seed of torch's
-random stream and a hash, and is not kept. With autocast the products are bfloat16, as
-torch's would be; all sums, norms and the residual stream stay float32.
+`accelerate` marks a model. GPT-2's blocks are known here, also with rotary positions or none, rmsnorm, relu2, qk_norm, without
+biases and with dropout, which is drawn by a hash from a seed of torch's random stream. Blocks with a mask, a cache, an adapter,
+grouped queries, value embeddings, ALiBi, swiglu or heads whose width is no multiple of 16 torch computes as ever, and all where
+there is no C compiler: see `applies`. With autocast the products are bfloat16, as torch's would be; all sums, norms and the
+residual stream stay float32.
 """
 
 from __future__ import annotations

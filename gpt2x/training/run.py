@@ -35,7 +35,7 @@ from gpt2x.tokenizer import base as tokenizers
 from gpt2x.tracking.console import Progress, clock, size
 from gpt2x.tracking.description import code_version, description, summary
 from gpt2x.tracking.tracker import RunFiles, Tracker, Trackers
-from gpt2x.training.calibration import settle
+from gpt2x.training.calibration import compiled_blocks, settle
 from gpt2x.training.checkpoint import Checkpoint, Checkpoints
 from gpt2x.training.config import RangeTestConfig, RunInitConfig, ScratchConfig
 from gpt2x.training.finetune import table
@@ -85,11 +85,9 @@ def train(
     """
     if config.resume is None:
         locate(config.init, cache=config.paths.cache, mirror=config.paths.mirror)
-    measured = settle(config)  # noted in the configuration, so that a resumed run keeps to it
     with StopRequest() as stop, RunFolder(run_dir, config, overrides or [], prefix) as folder:
         log.info("run      %s", shown(run_dir))
         streams = RandomStreams(config.seed)
-        device = instantiate(config.device)
         corpus = instantiate(config.data, cache=config.paths.cache, mirror=config.paths.mirror)
         tokenizer = _tokenizer(config, corpus, run_dir)
         task = instantiate(config.task, tokenizer, corpus.about)
@@ -101,6 +99,8 @@ def train(
             keep_every=config.trainer.keep_every,
         )
         checkpoint = checkpoints.recover() if config.resume is not None else None
+        measured = settle(config, goes_on=checkpoint is not None)  # `begin` writes it down, so that a resumed run keeps to it
+        device = instantiate(config.device)
         model = new_model(config, tokenizer, task, loaded_next=checkpoint is not None)
         device.kernels = device.kernels and accelerate(model, config.paths.cache)
         parts(model)[0].recompute = config.trainer.recompute
@@ -169,7 +169,7 @@ def train(
                 trainer.resume(checkpoint)
             folder.state = state = trainer.state
             log.info("training %s", _plan(config, data, steps, state))
-            log.info("device   %s", device)
+            log.info("device   %s%s", device, _compiled(config, model))
             for line in measured:
                 log.info("measured %s", line)
             if state.step >= steps:
@@ -257,6 +257,14 @@ def _frozen(config: TrainConfig, model: nn.Module, data: Any, device: Device, st
         epochs=steps * config.trainer.accumulate / data.batches_per_epoch,
         folder=Path(config.paths.cache) / "frozen",
     )
+
+
+def _compiled(config: TrainConfig, model: nn.Module) -> str:
+    """How many blocks of a training step are computed by compiled code, if any."""
+    gpt = parts(model)[0]
+    packed = isinstance(config.task, InstructionTuningConfig) and config.task.packing  # that takes a mask
+    n = 0 if packed else compiled_blocks(gpt)
+    return f", {n} of {len(gpt.h)} blocks compiled" if n else ""
 
 
 def _sequence_warmup(config: TrainConfig) -> SequenceWarmup | None:

@@ -30,8 +30,9 @@ class RunFolder:
     """Opens `path` for one run at a time and closes it with a result.json.
 
     Inside the `with` block everything logged under "gpt2x" goes to the console and to run.log. A new run's
-    configuration is written at once; that of a resumed one, and the removal of its earlier result, wait for
-    `begin`, so that a resume which fails before it can start leaves the folder as it was. Set `state` as soon as
+    configuration is written at once, and again by `begin`, when what it leaves open is settled; that of a resumed one,
+    and the removal of its earlier result, wait for `begin`, so that a resume which fails before it can start leaves
+    the folder as it was. Set `state` as soon as
     there is one: the result tells how far it came. `prefix` begins each line on the console.
     Raises UserError if another process has the folder open, or if a new run would overwrite an older one.
     """
@@ -63,7 +64,6 @@ class RunFolder:
         for handler in self._handlers:
             log.addHandler(handler)
         self.about = {
-            "config_hash": config_hash(self.config),
             "overrides": self.overrides,
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "versions": versions(),
@@ -76,11 +76,11 @@ class RunFolder:
 
     def begin(self) -> None:
         """From here on the folder tells of this run, or this part of it."""
-        if not self._begun:
-            self._begun = True
-            write_atomic(self.path / "config.yaml", to_yaml(self.config))
-            write_atomic(self.path / "overrides.txt", "".join(f"{override}\n" for override in self.overrides))
-            (self.path / "result.json").unlink(missing_ok=True)  # it told of an earlier end
+        self._begun = True
+        self.about["config_hash"] = config_hash(self.config)
+        write_atomic(self.path / "config.yaml", to_yaml(self.config))
+        write_atomic(self.path / "overrides.txt", "".join(f"{override}\n" for override in self.overrides))
+        (self.path / "result.json").unlink(missing_ok=True)  # it told of an earlier end
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         try:

@@ -41,6 +41,7 @@ def test_the_configuration_is_the_runs_own(tmp_path):
         "trainer.max_steps=501 trainer.keep_last=5 trainer.keep_best=false trainer.keep_every=200",
         "trainer.max_steps=500 model.n_layer=3 seed=1 data=storybook data.batch_size=2",
         "trainer.log_every=1 trainer.log_seconds=1 trainer.patience=3 device.threads=1 paths.cache=elsewhere",
+        "trainer.recompute=true device.keep_memory=false device.kernels=false",
         'sampling.logit_bias={"a":-2}',
         "logger.mode=offline sampling=greedy sampling.top_k=3 sample_prompt=null",
         "logger=none",
