@@ -183,7 +183,7 @@ def test_what_decides_the_answer_is_measured_anew(small_run, timed, setting):
         (calibration, "sha256_file", lambda path: "another train.c"),
         (torch, "__version__", "99"),
     ],
-    ids=str,
+    ids=["processor", "cpus", "code", "torch"],
 )
 def test_another_machine_or_program_is_measured_anew(small_run, timed, monkeypatch, where, name, value):
     asked = timed()
