@@ -90,7 +90,7 @@ def test_cuda_without_a_gpu_says_the_remedy():
 
 @pytest.mark.parametrize("changes", [{"compile": True}, {"type": "cuda"}], ids=str)
 def test_kernels_that_would_not_be_used_are_refused(changes):
-    with pytest.raises(ConfigError, match="would not be used; leave it out, or device.kernels=false"):
+    with pytest.raises(ConfigError, match="would not be used\n  leave it out, or device.kernels=false"):
         DeviceConfig(kernels=True, **changes).check_available()
     DeviceConfig(kernels=False, compile=True).check_available()
 
