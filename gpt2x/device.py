@@ -23,8 +23,7 @@ class DeviceConfig:
     precision: str = option("fp32", "fp32, or bf16 autocast (weights stay fp32)", choices=("fp32", "bf16"))
     threads: int | None = option(
         None,
-        "CPU threads; null: what gpt2x-train measures to be fastest and keeps in paths.cache, else the physical cores this "
-        "process may use; another number sums in another order: pin it for the same bits everywhere",
+        "CPU threads; null: what gpt2x-train measures, else the physical cores",
         minimum=1,
     )
     compile: bool = option(False, "torch.compile the model (costs half a minute at the start)")

@@ -17,6 +17,12 @@ from gpt2x.config.option import ConfigError
 from gpt2x.errors import UserError
 
 
+@pytest.fixture(autouse=True)
+def width(monkeypatch):
+    """Help fits the terminal, whatever that of the tests is."""
+    monkeypatch.setenv("COLUMNS", "100")
+
+
 def listing(folder):
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
 
