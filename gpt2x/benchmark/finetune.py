@@ -46,8 +46,9 @@ class FinetuneSuite:
         """Measure, and return a report: plain data, of which "table" is Markdown to print.
 
         `model` holds GPT's arguments but for the vocabulary, which is GPT-2's; its dropout is 0 here. `device` holds those
-        of Device. A contestant that cannot take part is "skipped"; one that ends, takes longer than `timeout` or does not
-        have the losses that the book's computation has, has "failed", each with its "reason".
+        of Device, `cache` is the folder that keeps compiled code. A contestant that cannot take part is "skipped"; one that
+        ends, takes longer than `timeout` or does not have the losses that the book's computation has, has "failed", each
+        with its "reason".
         """
         tokenizer, draw = GPT2Tokenizer(), random.Random(seed)
         job = {
@@ -55,6 +56,7 @@ class FinetuneSuite:
             "vocab_size": tokenizer.vocab_size,
             "device": device,
             "seed": seed,
+            "cache": str(cache),
             "batch_size": self.batch_size,
             "rows": [self._row(draw, tokenizer.end_of_text) for _ in range(self.steps * self.batch_size)],
         }

@@ -52,7 +52,6 @@ def _gpt2x(job: dict[str, Any], model: GPT, *, precision: str = "fp32") -> Step:
     """gpt2x-train's own loop, which stops before what is done now and then: evaluating, logging, saving."""
     from gpt2x.data.batch import Batch
     from gpt2x.device import Device
-    from gpt2x.model.fused import accelerate
     from gpt2x.task.lm import LanguageModeling
     from gpt2x.training.optimizer import adamw
     from gpt2x.training.schedule import Cosine
@@ -61,8 +60,8 @@ def _gpt2x(job: dict[str, Any], model: GPT, *, precision: str = "fp32") -> Step:
 
     batches = [Batch(inputs, targets, weight=inputs.numel()) for inputs, targets in _batches(job)]
     device = Device(**job["device"] | {"precision": precision})
-    if device.kernels and not accelerate(model, job["cache"]):
-        raise RuntimeError("there is no compiled code here (see the log); device.kernels=false measures torch alone")
+    if device.kernels:
+        compiled(model, job["cache"])
     optimizer = adamw(model, **ADAMW, decay_all=False, layer_decay=1.0)
     trainer = Trainer(
         model=model,
@@ -91,6 +90,14 @@ def _gpt2x(job: dict[str, Any], model: GPT, *, precision: str = "fp32") -> Step:
         log_every=1,
     )
     return lambda step: trainer.train_step()["train/loss"]
+
+
+def compiled(model: nn.Module, cache: str) -> None:
+    """Have the model train through code for this processor. Raises RuntimeError where it cannot be had."""
+    from gpt2x.model.fused import accelerate
+
+    if not accelerate(model, cache):
+        raise RuntimeError("there is no compiled code here (see the log); device.kernels=false measures torch alone")
 
 
 def _nanogpt(job: dict[str, Any], model: GPT, *, fused: bool = False, bf16: bool = False) -> Step:

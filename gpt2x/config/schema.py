@@ -250,7 +250,7 @@ class TrainConfig:
 
     def final_evaluation(self, run_dir: str) -> EvaluateConfig:
         """What gpt2x-evaluate is asked for when the run in this folder has ended."""
-        paths, device = replace(self.paths), replace(self.device, compile=False)
+        paths, device = replace(self.paths), replace(self.device, compile=False, kernels=None)
         settings = {"checkpoint": run_dir, "evaluation": self.evaluation, "judge": self.judge, "device": device, "paths": paths}
         if isinstance(self.evaluation, JudgementConfig):
             folder = self.evaluation.folder or os.path.join(run_dir, "judged")
@@ -366,6 +366,9 @@ class TrainedModelConfig(CheckpointConfig):
             raise ConfigError("generation.weights", weights, problem, "leave out one of the two")
         if self.device.compile:
             raise ConfigError("device.compile", True, "is for training; here it would compile anew for every length")
+        if self.device.kernels is not None:
+            problem = "is for training; what generates and measures has compiled code of its own"
+            raise ConfigError("device.kernels", self.device.kernels, problem, "leave it out")
 
 
 @dataclass(kw_only=True)
@@ -677,6 +680,8 @@ class BenchmarkConfig:
             raise ConfigError("device.precision", self.device.precision, problem, "choose among suite.contestants")
         if self.device.compile:
             raise ConfigError("device.compile", True, "no contestant is compiled", "leave it out")
+        if self.device.kernels is not None and isinstance(self.suite, (GenerateSuiteConfig, LoadSuiteConfig)):
+            raise ConfigError("device.kernels", self.device.kernels, "is for training, and this suite does not", "leave it out")
         if self.model is None and not isinstance(self.suite, TimeToLossSuiteConfig):
             raise ConfigError("model", None, "this suite measures one model", "such as model=gpt2")
         if self.model is not None:

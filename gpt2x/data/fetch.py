@@ -166,7 +166,8 @@ def _extract(archive: Path, member: str, part: Path) -> None:
                 shutil.copyfileobj(packed, file, _CHUNK)
                 file.flush()
                 os.fsync(file.fileno())
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:  # RuntimeError: encrypted
+    # zipfile says NotImplementedError of a compression that it does not know, RuntimeError of what is encrypted.
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise UserError(
             f"{archive} cannot be unpacked: {error}\n"
             f"  Delete it to fetch it again; where data.url is no zip but the file itself, leave out data.member."

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import ClassVar
@@ -21,7 +22,7 @@ QUOTES = '"""'
 HISTORY_LENGTH = 1000  # lines
 
 
-class Session:
+class Session(ABC):
     """Reads lines until the input ends or /quit; what is done with them is a subclass's: `begin` gets each text, and each
     command NAME of `commands` is a method do_NAME, called with what follows the name.
 
@@ -40,9 +41,9 @@ class Session:
         self.terminal = sys.stdin.isatty() and sys.stdout.isatty()
         self.coloured = sys.stderr.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM", "dumb") != "dumb"
 
+    @abstractmethod
     def begin(self, text: str) -> None:
         """A text has been typed."""
-        raise NotImplementedError
 
     def run(self, history: Path | None) -> None:
         """The loop; `history` is the file that keeps the typed lines between sessions."""

@@ -8,13 +8,9 @@
  * text gives the same bits alone, in any batch, read at once or in pieces.
  */
 #include <math.h>
-#include <stdint.h>
-#include <string.h>
-#ifdef __AVX512F__
-#include <immintrin.h>
-#endif
+#include "vectors.h"
 
-enum { ROWS = 4, WIDTH = 16 };  /* a tile of weights: 4 outputs by 16 inputs */
+enum { ROWS = 4 };              /* a tile of weights: 4 outputs by WIDTH inputs */
 enum { AHEAD = 32 };            /* tiles that are fetched in advance; processors do not look that far */
 enum { FP32, BF16, INT8 };      /* kinds of weights, numbered as in prepared.py */
 enum { STORE, GELU, ADD, RELU2 }; /* what becomes of a product */
@@ -41,39 +37,19 @@ struct block {
     const float *turns, *slopes; /* rotary positions: cosine and sine, (positions, H / 2, 2); ALiBi's: (heads); or neither */
 };
 
-typedef float vec __attribute__((vector_size(4 * WIDTH), aligned(4)));
-typedef float half __attribute__((vector_size(2 * WIDTH)));
-typedef float quarter __attribute__((vector_size(WIDTH)));
-typedef uint32_t bits __attribute__((vector_size(4 * WIDTH)));
-typedef int32_t ints __attribute__((vector_size(4 * WIDTH)));
-typedef uint16_t shorts __attribute__((vector_size(2 * WIDTH), aligned(2)));
 typedef int16_t words __attribute__((vector_size(2 * WIDTH)));
 typedef int8_t bytes __attribute__((vector_size(WIDTH), aligned(1)));
-
-#define INLINE static inline __attribute__((always_inline)) /* so that constants given to it are constants in it */
 
 /* WIDTH weights as floats. */
 INLINE vec load(const char *w, int kind)
 {
-#ifdef __AVX512F__ /* what the generic lines below mean; gcc 12 makes slow code of them */
-    if (kind == BF16) return (vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)w)), 16);
+    if (kind == BF16) return from_bf16(w);
+#ifdef __AVX512F__ /* what the generic line below means; gcc 12 makes slow code of it */
     if (kind == INT8) return (vec)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const void *)w)));
 #endif
-    if (kind == BF16) return (vec)(__builtin_convertvector(*(const shorts *)w, bits) << 16);
     if (kind == INT8)
         return __builtin_convertvector(__builtin_convertvector(__builtin_convertvector(*(const bytes *)w, words), ints), vec);
     return *(const vec *)w;
-}
-
-INLINE float total(vec v)
-{
-    half h[2];
-    quarter q[2];
-    memcpy(h, &v, sizeof v);
-    half s = h[0] + h[1];
-    memcpy(q, &s, sizeof s);
-    quarter t = q[0] + q[1];
-    return (t[0] + t[1]) + (t[2] + t[3]);
 }
 
 /* GELU in its tanh form; (1 + tanh u) / 2 is 1 / (1 + e^-2u). */

@@ -31,10 +31,11 @@ def compiled(name: str, cache: str | Path) -> ctypes.CDLL:
     if compiler is None:
         raise KernelError("there is no C compiler to make it with (cc, gcc, clang or what $CC says)")
     source = Path(__file__).with_name(f"{name}.c")
+    text = source.read_text() + source.with_name("vectors.h").read_text()
     # One OpenMP for both: two would keep a set of threads each, and those would wait for each other.
     torch_folder = Path(torch.__file__).parent
     openmp = [*torch_folder.glob("lib/libgomp*"), *torch_folder.parent.glob("torch.libs/libgomp*")][:1]
-    key = hashlib.sha256("\n".join([source.read_text(), compiler, *map(str, openmp), processor()]).encode())
+    key = hashlib.sha256("\n".join([text, compiler, *map(str, openmp), processor()]).encode())
     library = Path(cache) / "kernels" / f"{name}-{key.hexdigest()[:16]}.so"
     with contextlib.suppress(OSError):  # there is none, or it was damaged
         return ctypes.CDLL(str(library))

@@ -1,4 +1,5 @@
-/* What training a GPT does beside its matrix products, in few passes over memory: norms, attention, activation, cross-entropy.
+/* What training a GPT does beside its matrix products, in few passes over memory: norms, attention, activation, dropout,
+ * cross-entropy.
  *
  * Called by fused.py, which says what goes with what; the products between are torch's. Numbers are fp32, or bf16 where a
  * pointer is void and `bf16` says so; sums are always fp32. Widths of states and heads are multiples of 16. Each number is
@@ -6,24 +7,12 @@
  */
 #include <math.h>
 #include <omp.h>
-#include <stdint.h>
-#include <string.h>
-#ifdef __AVX512F__
-#include <immintrin.h>
-#endif
+#include "vectors.h"
 
-enum { WIDTH = 16, ROWS = 4, PARTS = 16 }; /* numbers in a vector; rows of a tile; parts of a sum over rows */
-enum { GELU, RELU2 };                      /* activations, numbered as in fused.py */
-static const float EPS = 1e-5f;            /* of all norms */
+enum { ROWS = 4, PARTS = 16 };  /* rows of a tile; parts of a sum over rows */
+enum { GELU, RELU2 };           /* activations, numbered as in fused.py */
+static const float EPS = 1e-5f; /* of all norms */
 
-typedef float vec __attribute__((vector_size(4 * WIDTH), aligned(4)));
-typedef float half __attribute__((vector_size(2 * WIDTH)));
-typedef float quarter __attribute__((vector_size(WIDTH)));
-typedef uint32_t bits __attribute__((vector_size(4 * WIDTH)));
-typedef int32_t ints __attribute__((vector_size(4 * WIDTH)));
-typedef uint16_t shorts __attribute__((vector_size(2 * WIDTH), aligned(2)));
-
-#define INLINE static inline __attribute__((always_inline)) /* so that constants given to it are constants in it */
 #define EACH_VEC(i, n) for (int64_t i = 0; i < (n); i += WIDTH)
 
 INLINE vec all(float x)
@@ -34,15 +23,10 @@ INLINE vec all(float x)
 /* WIDTH numbers, the first of which is number `i` of p. */
 INLINE vec load(const void *p, int64_t i, int bf16)
 {
-    if (!bf16) return *(const vec *)((const float *)p + i);
-#ifdef __AVX512F__ /* what the generic lines mean; gcc 12 makes slow code of them */
-    return (vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)((const uint16_t *)p + i))), 16);
-#else
-    return (vec)(__builtin_convertvector(*(const shorts *)((const uint16_t *)p + i), bits) << 16);
-#endif
+    return bf16 ? from_bf16((const uint16_t *)p + i) : *(const vec *)((const float *)p + i);
 }
 
-/* The same to memory; bf16 is the upper half of a float, rounded to even. */
+/* The same to memory; bf16 is rounded to even. */
 INLINE void store(void *p, int64_t i, vec x, int bf16)
 {
     if (!bf16) {
@@ -62,17 +46,6 @@ INLINE void store(void *p, int64_t i, vec x, int bf16)
 INLINE vec given(const float *p, int64_t i, float otherwise)
 {
     return p ? load(p, i, 0) : all(otherwise);
-}
-
-INLINE float total(vec v)
-{
-    half h[2];
-    quarter q[2];
-    memcpy(h, &v, sizeof v);
-    half s = h[0] + h[1];
-    memcpy(q, &s, sizeof s);
-    quarter t = q[0] + q[1];
-    return (t[0] + t[1]) + (t[2] + t[3]);
 }
 
 INLINE vec larger(vec a, vec b)

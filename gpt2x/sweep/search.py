@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import re
 import statistics
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -47,7 +48,7 @@ class Trial:
     values: dict[str, str]
 
 
-class Search:
+class Search(ABC):
     """Chooses the trials of a sweep.
 
     `learns` says whether results decide what comes next: such a search is asked for as many trials as run side by side,
@@ -64,10 +65,11 @@ class Search:
     best_are = "best"
     """What `best` gives: the best one, or those that are "pareto"-optimal."""
 
+    @abstractmethod
     def ask(self, n: int) -> list[Trial]:
         """The next trials, at most `n`; none when nothing is left."""
-        raise NotImplementedError
 
+    @abstractmethod
     def tell(self, trial: Trial, result: dict[str, Any] | None) -> None:
         """Take what came of a trial that ended: the content of its result.json, or None if it failed without one.
 
@@ -88,6 +90,9 @@ class Listed(Search):
 
     def ask(self, n: int) -> list[Trial]:
         return list(itertools.islice(self._trials, n))
+
+    def tell(self, trial: Trial, result: dict[str, Any] | None) -> None:
+        """Nothing: what comes next does not depend on it."""
 
 
 class Grid(Listed):

@@ -32,8 +32,8 @@ class RunFolder:
     Inside the `with` block everything logged under "gpt2x" goes to the console and to run.log. A new run's
     configuration is written at once, and again by `begin`, when what it leaves open is settled; that of a resumed one,
     and the removal of its earlier result, wait for `begin`, so that a resume which fails before it can start leaves
-    the folder as it was. Set `state` as soon as
-    there is one: the result tells how far it came. `prefix` begins each line on the console.
+    the folder as it was. Set `state` as soon as there is one: the result tells how far it came. `prefix` begins each
+    line on the console.
     Raises UserError if another process has the folder open, or if a new run would overwrite an older one.
     """
 

@@ -257,7 +257,7 @@ def test_our_steps_are_those_of_the_trainer(name, small_run, tmp_path, monkeypat
     monkeypatch.setattr(finetune_contestants, "_data", lambda job: data)
     device = asdict(config.device)
     device.pop("_target_")
-    answer = CONTESTANTS[name].load({"device": device})
+    answer = CONTESTANTS[name].load({"device": device, "cache": str(tmp_path / "cache")})
     got = answer({})["losses"]
     while len(got) < 30:
         got += answer({})["losses"]

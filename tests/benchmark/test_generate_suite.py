@@ -206,6 +206,7 @@ def test_llama_cpp_takes_part_with_one_prompt(tmp_path, actors, capsys):
         ("device.precision=bf16", "the precision is part of what each contestant is"),
         ("device=cuda", "what is measured is the processor"),
         ("device.compile=true", "no contestant is compiled"),
+        ("device.kernels=true", "device.kernels=true: is for training, and this suite does not"),
         ("model.position=rope", "model.position=rope: the other contestants are GPT-2 alone"),
     ],
 )

@@ -174,6 +174,7 @@ def test_the_layers_prepared_for_this_processor(measure, kernels, weights):
         (["split=valid"], 2, "split=valid: expected one of null, train, val, test; did you mean val?"),
         (["which=newest"], 2, "which=newest: expected best, last, or a step's number"),
         (["device.compile=true"], 2, "device.compile=true: is for training"),
+        (["device.kernels=false"], 2, "device.kernels=false: is for training"),
         (["data.val_fraction=0.5"], 2, "data.val_fraction=0.5: belongs to a choice of data, and none is made\n  add data=..."),
         (["data=text"], 2, "data.path=null: no file given"),
         (["generation.weights=int4"], 2, "generation.weights=int4: expected one of fp32, bf16, int8"),
