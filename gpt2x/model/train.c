@@ -33,12 +33,17 @@ INLINE void store(void *p, int64_t i, vec x, int bf16)
         *(vec *)((float *)p + i) = x;
         return;
     }
+#ifdef __AVX512BF16__
+    const __m256bh rounded = _mm512_cvtneps_pbh((__m512)x);
+    memcpy((uint16_t *)p + i, &rounded, sizeof rounded);
+#else
     bits b = (bits)x;
     b = (b + 0x7fff + ((b >> 16) & 1)) >> 16;
 #ifdef __AVX512F__
     _mm256_storeu_si256((void *)((uint16_t *)p + i), _mm512_cvtepi32_epi16((__m512i)b));
 #else
     *(shorts *)((uint16_t *)p + i) = __builtin_convertvector(b, shorts);
+#endif
 #endif
 }
 
