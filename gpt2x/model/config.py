@@ -74,13 +74,6 @@ class ShapeConfig:
     dropout: float = option(
         0.0, "dropout after the embeddings, on the attention weights and before each residual addition", minimum=0, below=1
     )
-    ngram_dropout: float = option(
-        0.0,
-        "how many of the n-gram embeddings are left out in training, each one whole: against learning by heart what followed "
-        "each few tokens",
-        minimum=0,
-        below=1,
-    )
     tied_head: bool = option(True, "the output head is the token embedding, as in GPT-2; false: a matrix of its own")
     init: str = option(
         "gpt2",
@@ -115,9 +108,6 @@ class GPTConfig(Variant, ShapeConfig):
             raise ConfigError(
                 "ngram_embeddings", self.ngram_embeddings, problem, f"give {', '.join(map(str, fitting))} of them"
             )
-        if self.ngram_dropout and not self.ngram_embeddings:
-            remedy = "leave it out, or add such as model.ngram_embeddings=[16384,16384]"
-            raise ConfigError("ngram_dropout", self.ngram_dropout, "there are no n-gram embeddings to leave out", remedy)
         width = self.n_embd // self.n_head
         if self.position == "rope" and width % 2:
             even = [h for h in range(1, self.n_embd + 1) if self.n_embd % (2 * h) == 0]

@@ -115,7 +115,6 @@ class GPT(nn.Module):
         n_embd: int,
         context_length: int,
         dropout: float = 0.0,
-        ngram_dropout: float = 0.0,
         tied_head: bool = True,
         init: str = "gpt2",
         attention: str = "sdpa",
@@ -134,8 +133,7 @@ class GPT(nn.Module):
         self.wpe = nn.Embedding(context_length, n_embd) if position == "learned" else None
         self.ngrams = None
         if variant.ngram_embeddings:
-            tables = variant.ngram_embeddings
-            self.ngrams = NgramEmbeddings(tables, vocab_size=vocab_size, n_embd=n_embd, dropout=ngram_dropout)
+            self.ngrams = NgramEmbeddings(variant.ngram_embeddings, vocab_size=vocab_size, n_embd=n_embd)
         self.rotary = Rotary(head_width=n_embd // n_head, context_length=context_length) if position == "rope" else None
         self.alibi = ALiBi(n_head=n_head) if position == "alibi" else None
         sizes = dict(n_embd=n_embd, n_head=n_head)

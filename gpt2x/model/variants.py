@@ -150,9 +150,8 @@ class NgramEmbeddings(nn.Module):
 
     PRIME, FACTOR = 2**31 - 1, 1_000_003
 
-    def __init__(self, rows: list[int], *, vocab_size: int, n_embd: int, dropout: float = 0.0):
+    def __init__(self, rows: list[int], *, vocab_size: int, n_embd: int):
         super().__init__()
-        self.dropout = dropout
         self.base = vocab_size + 1  # 0: before the text's first token
         sizes = [min(n, self.base**length) for length, n in enumerate(rows, 2)]
         self.tables = nn.ModuleList(nn.Embedding(n, n_embd // len(rows)) for n in sizes)
@@ -165,8 +164,7 @@ class NgramEmbeddings(nn.Module):
             token_BT = tokens_BL.gather(1, (places_BT - before).clamp(min=0)) + 1
             run_BT = (run_BT * self.base + token_BT * (positions_BT >= before)) % self.PRIME
             shared = table.num_embeddings < self.base ** (before + 1)
-            part_BTW = table((run_BT * self.FACTOR % self.PRIME if shared else run_BT) % table.num_embeddings)
-            parts.append(F.dropout1d(part_BTW, self.dropout, self.training))  # whole vectors
+            parts.append(table((run_BT * self.FACTOR % self.PRIME if shared else run_BT) % table.num_embeddings))
         return torch.cat(parts, dim=-1)
 
 

@@ -109,8 +109,6 @@ def frozen_states(
         reason = "text is read in windows that are never the same twice"
     elif gpt.dropout:
         reason = f"model.dropout={gpt.dropout} makes them random"
-    elif gpt.ngrams is not None and gpt.ngrams.dropout:
-        reason = f"model.ngram_dropout={gpt.ngrams.dropout} makes them random"
     elif epochs <= 1:
         reason = "no example comes twice"
     else:

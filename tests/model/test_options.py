@@ -264,28 +264,6 @@ def test_tables_of_runs_share_the_width_and_have_no_more_rows_than_there_are_run
 
 
 @torch.no_grad()
-def test_in_training_a_share_of_the_looked_up_vectors_is_left_out_whole():
-    """Each length by itself, the rest enlarged so that the mean stays; 20,000 vectors of each, so 4 errors are 0.014."""
-    torch.manual_seed(0)
-    ngrams = gpt(ngram_embeddings=[40, 40], ngram_dropout=0.4).ngrams
-    for table in ngrams.tables:
-        table.weight.copy_(torch.rand_like(table.weight) + 1)
-    tokens, places = torch.randint(V, (100, 200)), torch.arange(200).expand(100, 200)
-    whole, dropped = ngrams.eval()(tokens, places, places), ngrams.train()(tokens, places, places)
-    kept = dropped != 0
-    torch.testing.assert_close(dropped, whole / 0.6 * kept)
-    halves = kept.unflatten(-1, (2, C // 2))
-    assert torch.equal(halves.any(-1), halves.all(-1))
-    assert halves.all(-1).float().mean((0, 1)).tolist() == pytest.approx([0.6, 0.6], abs=0.014)
-    assert (halves.all(-1).sum(-1) == 1).float().mean().item() == pytest.approx(2 * 0.6 * 0.4, abs=0.014)
-
-
-def test_there_must_be_something_to_leave_out():
-    with pytest.raises(ConfigError, match="ngram_dropout=0.5: there are no n-gram embeddings to leave out"):
-        GPTConfig(n_layer=1, n_head=4, n_embd=C, ngram_dropout=0.5).check()
-
-
-@torch.no_grad()
 def test_runs_of_large_vocabularies_are_spread_over_the_rows():
     """Of 20,000 runs of GPT-2's vocabulary, random or neighbouring, no row gets many more than chance gives it."""
     ngrams = gpt(vocab_size=50257, ngram_embeddings=[4096, 4096]).ngrams

@@ -234,7 +234,6 @@ def test_it_is_chosen_by_itself_and_says_what_it_takes(fine_tuning, tmp_path, ca
 WHY_NOT = {
     "more than trainer.frozen_cache_gb=1e-06": {"trainer.frozen_cache_gb": 1e-6, "trainer.frozen_cache": "disk"},
     "model.dropout=0.1 makes them random": {"model.dropout": 0.1},
-    "model.ngram_dropout=0.1 makes them random": {"model.ngram_embeddings": [16], "model.ngram_dropout": 0.1},
     "no example comes twice": {"trainer.max_steps": 3},
 }
 
