@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from gpt2x.benchmark.process import Answer, serve
-from gpt2x.benchmark.train_contestants import compiled
+from gpt2x.benchmark.train_contestants import compile_blocks
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -58,7 +58,7 @@ def _gpt2x(job: dict[str, Any], *, finetune: str = "last_block", cached: bool = 
     device = Device(**job["device"] | {"precision": precision})
     model, data = _model(job), _data(job)
     if device.kernels:
-        compiled(model, job["cache"])
+        compile_blocks(model, job["cache"])
     full(model) if finetune == "full" else last_block(model, blocks=1)
     adam = dict(betas=[0.9, 0.999], eps=1e-8, decay_all=True, layer_decay=1.0)  # as torch.optim.AdamW is by itself
     optimizer = adamw(model, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, **adam)

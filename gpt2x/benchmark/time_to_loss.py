@@ -41,7 +41,7 @@ class TimeToLossSuite:
             Contest(_COMMAND, entries, timeout=self.timeout, threads=device["threads"], worker=FreshWorker) as contest,
         ):
             run_folder = Path(folder).resolve() / "run"
-            pinned = {name: device[name] for name in ("threads", "kernels")}
+            pinned = {name: value for name, value in device.items() if name not in ("type", "precision", "compile")}
             job = {"cache": str(cache), "folder": str(run_folder), "device": pinned, "settings": self.settings}
             contest.load(lambda name: job | {"experiment": name})
             for number in self.seeds:

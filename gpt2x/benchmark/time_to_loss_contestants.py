@@ -1,7 +1,8 @@
 """The process that one run of suite=time_to_loss is.
 
 The suite (time_to_loss.py) starts `python -m gpt2x.benchmark.time_to_loss_contestants` anew for every run. It reads a job, one
-line of JSON, does what typing gpt2x-train does, writes what the run's own metrics.jsonl says of it as another line, and ends.
+line of JSON, does what typing gpt2x-train does with the device's settings pinned, so that nothing is calibrated, writes what
+the run's own metrics.jsonl says of it as another line, and ends.
 """
 
 from __future__ import annotations

@@ -61,7 +61,7 @@ def _gpt2x(job: dict[str, Any], model: GPT, *, precision: str = "fp32") -> Step:
     batches = [Batch(inputs, targets, weight=inputs.numel()) for inputs, targets in _batches(job)]
     device = Device(**job["device"] | {"precision": precision})
     if device.kernels:
-        compiled(model, job["cache"])
+        compile_blocks(model, job["cache"])
     optimizer = adamw(model, **ADAMW, decay_all=False, layer_decay=1.0)
     trainer = Trainer(
         model=model,
@@ -92,7 +92,7 @@ def _gpt2x(job: dict[str, Any], model: GPT, *, precision: str = "fp32") -> Step:
     return lambda step: trainer.train_step()["train/loss"]
 
 
-def compiled(model: nn.Module, cache: str) -> None:
+def compile_blocks(model: nn.Module, cache: str) -> None:
     """Have the model train through code for this processor. Raises RuntimeError where it cannot be had."""
     from gpt2x.model.fused import accelerate
 

@@ -682,6 +682,8 @@ class BenchmarkConfig:
             raise ConfigError("device.compile", True, "no contestant is compiled", "leave it out")
         if self.device.kernels is not None and isinstance(self.suite, (GenerateSuiteConfig, LoadSuiteConfig)):
             raise ConfigError("device.kernels", self.device.kernels, "is for training, and this suite does not", "leave it out")
+        if isinstance(self.suite, TimeToLossSuiteConfig) and self.seed != 1:
+            raise ConfigError("seed", self.seed, "this suite has a run with each of suite.seeds", "use suite.seeds=[...]")
         if self.model is None and not isinstance(self.suite, TimeToLossSuiteConfig):
             raise ConfigError("model", None, "this suite measures one model", "such as model=gpt2")
         if self.model is not None:

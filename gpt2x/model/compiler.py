@@ -1,6 +1,6 @@
 """C code of this package, compiled for this processor when it is first needed and kept for later.
 
-It is compiled in a second or two with the C compiler of the machine (cc, gcc, clang or what $CC says).
+It is compiled in a few seconds with the C compiler of the machine (cc, gcc, clang or what $CC says).
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from pathlib import Path
 
 import torch
 
+_FOLDER = Path(__file__).parent
+
 
 class KernelError(Exception):
     """The kernel cannot be compiled or used; the message says why."""
@@ -30,12 +32,10 @@ def compiled(name: str, cache: str | Path) -> ctypes.CDLL:
     compiler = os.environ.get("CC") or next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
     if compiler is None:
         raise KernelError("there is no C compiler to make it with (cc, gcc, clang or what $CC says)")
-    source = Path(__file__).with_name(f"{name}.c")
-    text = source.read_text() + source.with_name("vectors.h").read_text()
     # One OpenMP for both: two would keep a set of threads each, and those would wait for each other.
     torch_folder = Path(torch.__file__).parent
     openmp = [*torch_folder.glob("lib/libgomp*"), *torch_folder.parent.glob("torch.libs/libgomp*")][:1]
-    key = hashlib.sha256("\n".join([text, compiler, *map(str, openmp), processor()]).encode())
+    key = hashlib.sha256("\n".join([source(name), compiler, *map(str, openmp), processor()]).encode())
     library = Path(cache) / "kernels" / f"{name}-{key.hexdigest()[:16]}.so"
     with contextlib.suppress(OSError):  # there is none, or it was damaged
         return ctypes.CDLL(str(library))
@@ -43,7 +43,20 @@ def compiled(name: str, cache: str | Path) -> ctypes.CDLL:
         library.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=library.parent) as folder:
             made, command = Path(folder, name), shlex.split(compiler)
-            _run([*command, "-O3", "-march=native", "-fopenmp", "-fPIC", "-w", "-c", str(source), "-o", f"{made}.o"])
+            _run(
+                [
+                    *command,
+                    "-O3",
+                    "-march=native",
+                    "-fopenmp",
+                    "-fPIC",
+                    "-w",
+                    "-c",
+                    str(_FOLDER / f"{name}.c"),
+                    "-o",
+                    f"{made}.o",
+                ]
+            )
             link = list(map(str, openmp)) or ["-fopenmp"]
             _run([*command, "-shared", f"{made}.o", *link, "-lm", "-o", f"{made}.so"])
             os.replace(f"{made}.so", library)  # whole or not at all, also when two start together
@@ -53,6 +66,11 @@ def compiled(name: str, cache: str | Path) -> ctypes.CDLL:
     except subprocess.CalledProcessError as error:
         said = error.stderr.strip().splitlines() or ["it did not say why"]
         raise KernelError(f"{compiler} cannot compile it: {said[-1]}") from None
+
+
+def source(name: str) -> str:
+    """All that NAME.c is made of."""
+    return (_FOLDER / f"{name}.c").read_text() + (_FOLDER / "vectors.h").read_text()
 
 
 def _run(command: list[str]) -> None:

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_WIDTH = 16  # as in train.c, and so are PARTS
-_PARTS = 16
+_WIDTH = 16  # as in vectors.h
+_PARTS = 16  # as in train.c
 _LOGITS = 2**28  # the most bytes of logits at a time
 _library: Any = None
 
@@ -64,7 +64,7 @@ def applies(block: Block, x_BTC: Tensor, plain: bool) -> bool:
         block.fused
         and plain
         and _on_cpu(x_BTC, attn.c_attn.weight)
-        and attn.attend.__name__ == "_attend_sdpa"
+        and attn.attend == attn._attend_sdpa
         and all(type(layer) is nn.Linear for layer in layers)
         and attn.n_kv_head == attn.n_head
         and attn.value is None

@@ -26,7 +26,7 @@ INLINE vec load(const void *p, int64_t i, int bf16)
     return bf16 ? from_bf16((const uint16_t *)p + i) : *(const vec *)((const float *)p + i);
 }
 
-/* The same to memory; bf16 is rounded to even. */
+/* The same to memory; bf16 is rounded to even, what is below its normal numbers perhaps to 0. */
 INLINE void store(void *p, int64_t i, vec x, int bf16)
 {
     if (!bf16) {
@@ -38,7 +38,7 @@ INLINE void store(void *p, int64_t i, vec x, int bf16)
     memcpy((uint16_t *)p + i, &rounded, sizeof rounded);
 #else
     bits b = (bits)x;
-    b = (b + 0x7fff + ((b >> 16) & 1)) >> 16;
+    b = (b + 0x7fff + ((b >> 16) & 1)) >> 16 | ((bits)(x != x) & 0x7fc0); /* what is no number stays so */
 #ifdef __AVX512F__
     _mm256_storeu_si256((void *)((uint16_t *)p + i), _mm512_cvtepi32_epi16((__m512i)b));
 #else
@@ -66,7 +66,8 @@ INLINE float largest(vec v)
     return m;
 }
 
-/* e^x to about one unit in the last place; 0 below the smallest normal number. x is at most 88. */
+/* e^x to about one unit in the last place; 0 below the smallest normal number. x is at most 88. The polynomial is that of
+ * expf in Moshier's Cephes library. */
 INLINE vec exponential(vec x)
 {
     const vec round = all(12582912.0f); /* 1.5 * 2^23: adding it leaves no bits for fractions */

@@ -32,9 +32,9 @@ from filelock import FileLock
 from gpt2x.config.instantiate import instantiate
 from gpt2x.config.schema import TrainConfig
 from gpt2x.device import default_threads, given_threads, has_bf16, usable_cpus, waited
-from gpt2x.files import read_json, sha256_file, write_atomic
+from gpt2x.files import read_json, write_atomic
 from gpt2x.model import fused
-from gpt2x.model.compiler import KernelError, compiled, processor
+from gpt2x.model.compiler import KernelError, compiled, processor, source
 from gpt2x.model.gpt import GPT
 from gpt2x.training.config import FullConfig
 
@@ -44,6 +44,7 @@ _MARGIN = 1.1  # times so much longer than the fastest: no difference, as noise 
 _WAITED = 0.1  # of the time: threads that wait longer for cores are not alone with them
 _PATIENCE = 30  # seconds, while others measure
 _VOCAB = 256  # of the GPT, which is given random tokens
+_ELSEWHERE = ("n_layer", "init", "ngram_embeddings")  # settings of a model that change nothing of one block's time
 
 
 class Setting(NamedTuple):
@@ -132,9 +133,9 @@ def _found(config: TrainConfig, settings: list[Setting]) -> tuple[Found, str]:
 
 def _key(config: TrainConfig, settings: list[Setting]) -> str:
     """What decides how long a block takes."""
-    block = {name: value for name, value in asdict(config.model).items() if name != "n_layer"}
+    block = {name: value for name, value in asdict(config.model).items() if name not in _ELSEWHERE}
     device = asdict(config.device) | {"threads": None, "kernels": None}
-    machine = [processor(), usable_cpus(), torch.__version__, sha256_file(Path(fused.__file__).with_name("train.c"))]
+    machine = [processor(), usable_cpus(), torch.__version__, source("train")]
     key = json.dumps([settings, block, config.data.batch_size, device, machine], sort_keys=True)
     return hashlib.sha256(key.encode()).hexdigest()[:24]
 

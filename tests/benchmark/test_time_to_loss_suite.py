@@ -100,6 +100,7 @@ def test_evaluation_time_is_what_lies_between_a_step_and_its_row():
         ("suite.experiments=[]", "must name at least one, and each once"),
         ("suite.seeds=[1,1]", "must name at least one, and each once"),
         ("suite.target=0", "suite.target=0: must be above 0"),
+        ("seed=2", "seed=2: this suite has a run with each of suite.seeds"),
         ("model=nano", "say which model; none is chosen beside"),
         ("suite.rounds=3", "suite.rounds=3: this choice of suite has no such setting"),
     ],

@@ -315,6 +315,30 @@ def test_logits_in_pieces_are_the_same(library, monkeypatch, calls):
     assert error(pieces, whole) < 1e-5
 
 
+@pytest.mark.parametrize("instructions", ["this processor's", "-mno-avx512bf16", "-mno-avx512f"])
+def test_bf16_is_rounded_as_torch_does_it(library, tmp_path, monkeypatch, instructions):
+    """Ties, the largest numbers, infinities and what is no number; below the normal numbers 0 will do."""
+    if instructions.startswith("-m"):
+        monkeypatch.setenv("CC", f"gcc {instructions}")
+    try:
+        code = fused._typed(compiled("train", tmp_path))
+    except KernelError as error:
+        pytest.skip(f"this machine's compiler takes no {instructions}: {error}")
+    bits = np.arange(0, 2**32, 4099, dtype=np.uint64)
+    ties = np.arange(0, 2**16, dtype=np.uint64) << 16 | 0x8000
+    ends = np.array([0, 2**31, 0x7F7FFFFF, 0x7F800000, 0xFF800000, 0x7FC00000, 0x7FFFFFFF, 0xFFFFFFFF], dtype=np.uint64)
+    numbers = np.concatenate([bits, ties, ends]).astype(np.uint32)
+    x = torch.from_numpy(numbers[: len(numbers) // 16 * 16 - 16].view(np.float32).copy())
+    x = torch.cat([x, torch.from_numpy(ends.astype(np.uint32).view(np.float32)).repeat(2)])
+    rounded, expected = torch.empty(len(x), dtype=torch.bfloat16), x.bfloat16()
+    code.dropped(x.data_ptr(), rounded.data_ptr(), 1, len(x), 0.0, 0, 1)
+    small = x.abs() < torch.finfo(torch.bfloat16).tiny
+    assert torch.equal(rounded.isnan(), x.isnan())
+    plain = ~small & ~x.isnan()
+    assert torch.equal(rounded[plain], expected[plain])
+    assert ((rounded[small] == 0) | (rounded[small] == expected[small])).all()
+
+
 @pytest.mark.parametrize("poison", [math.nan, math.inf])
 def test_what_is_no_number_does_not_vanish(library, poison):
     model, ours = both(library)

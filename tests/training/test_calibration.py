@@ -162,7 +162,7 @@ ANOTHER = {
     "seed": (2, False), "trainer.max_steps": (99, False), "model.n_layer": (3, False), "optimizer.lr": (0.1, False),
     "model.n_embd": (32, True), "model.n_head": (4, True), "model.context_length": (8, True), "model.bias": (False, True),
     "data.batch_size": (5, True), "device.precision": ("bf16", True), "device.deterministic": (False, True),
-    "device.threads": (3, True),
+    "device.threads": (3, True), "model.init": ("gpt2_zero", False), "model.ngram_embeddings": ([9], False),
 }  # fmt: skip
 
 
@@ -180,7 +180,7 @@ def test_what_decides_the_answer_is_measured_anew(small_run, timed, setting):
     [
         (calibration, "processor", lambda: "another"),
         (calibration, "usable_cpus", lambda: 6),
-        (calibration, "sha256_file", lambda path: "another train.c"),
+        (calibration, "source", lambda name: f"another {name}.c"),
         (torch, "__version__", "99"),
     ],
     ids=["processor", "cpus", "code", "torch"],
