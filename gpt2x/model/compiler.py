@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 
 _FOLDER = Path(__file__).parent
+_FLAGS = ("-O3", "-march=native", "-fopenmp", "-fPIC", "-w")
 
 
 class KernelError(Exception):
@@ -43,20 +44,7 @@ def compiled(name: str, cache: str | Path) -> ctypes.CDLL:
         library.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=library.parent) as folder:
             made, command = Path(folder, name), shlex.split(compiler)
-            _run(
-                [
-                    *command,
-                    "-O3",
-                    "-march=native",
-                    "-fopenmp",
-                    "-fPIC",
-                    "-w",
-                    "-c",
-                    str(_FOLDER / f"{name}.c"),
-                    "-o",
-                    f"{made}.o",
-                ]
-            )
+            _run([*command, *_FLAGS, "-c", f"{_FOLDER / name}.c", "-o", f"{made}.o"])
             link = list(map(str, openmp)) or ["-fopenmp"]
             _run([*command, "-shared", f"{made}.o", *link, "-lm", "-o", f"{made}.so"])
             os.replace(f"{made}.so", library)  # whole or not at all, also when two start together
