@@ -15,6 +15,8 @@ from typing import Any
 
 from gpt2x.benchmark.contest import Contest, by_contestant, enter, module, spread
 from gpt2x.benchmark.process import FreshWorker
+from gpt2x.config.compose import compose
+from gpt2x.config.schema import TrainConfig
 
 
 class TimeToLossSuite:
@@ -31,8 +33,11 @@ class TimeToLossSuite:
         """Measure, and return a report: plain data, of which "table" is Markdown to print.
 
         `cache` holds the corpora, so that a run that is not its first does not fetch them. A run that fails or takes longer
-        than `timeout` makes its recipe a "failed" one, with the "reason".
+        than `timeout` makes its recipe a "failed" one, with the "reason". Raises ConfigError, before any run, for a recipe or
+        setting that there is not.
         """
+        for name in self.experiments:
+            compose("train", TrainConfig, [f"experiment={name}", *self.settings])
         entries = [enter(name, ()) for name in self.experiments]
         Path(cache).mkdir(parents=True, exist_ok=True)
         turns = []

@@ -676,8 +676,10 @@ class BenchmarkConfig:
         if self.device.type != "cpu":
             raise ConfigError("device.type", self.device.type, "what is measured is the processor", "use device=cpu")
         if self.device.precision != "fp32":
-            problem = "the precision is part of what each contestant is"
-            raise ConfigError("device.precision", self.device.precision, problem, "choose among suite.contestants")
+            problem, remedy = "the precision is part of what each contestant is", "choose among suite.contestants"
+            if isinstance(self.suite, TimeToLossSuiteConfig):
+                problem, remedy = "is a setting of the runs", """use 'suite.settings=["device=cpu_bf16"]'"""
+            raise ConfigError("device.precision", self.device.precision, problem, remedy)
         if self.device.compile:
             raise ConfigError("device.compile", True, "no contestant is compiled", "leave it out")
         if self.device.kernels is not None and isinstance(self.suite, (GenerateSuiteConfig, LoadSuiteConfig)):

@@ -160,7 +160,7 @@ def _told(found: Found, when: str) -> list[str]:
     best = found.seconds[found.best]
     said = [f"{when}, a block: {'; '.join(times)}; so it is {found.best}"]
     if found.bf16 is not None and best >= _MARGIN * found.bf16:
-        faster = f"{best / found.bf16:.1f} times as fast, with products rounded to 8 bits"
+        faster = f"{best / found.bf16:.1f} times as fast, with products of numbers of 8 significant bits"
         said.append(f"{found.bf16 * 1e3:.3g} ms a block in bf16, {faster}: device=cpu_bf16")
     return said
 

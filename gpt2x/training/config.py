@@ -44,8 +44,8 @@ class MuonConfig:
     """Muon (Jordan et al., 2024) for the matrices of the blocks, AdamW for embeddings, head, norms and biases."""
 
     _target_: str = "gpt2x.training.optimizer.muon"
-    lr: float = option(0.02, "peak learning rate of the matrices", above=0, maximum=10)
-    weight_decay: float = option(0.01, "decay of the matrices", minimum=0, maximum=10)
+    muon_lr: float = option(0.02, "peak learning rate of the matrices", above=0, maximum=10)
+    muon_weight_decay: float = option(0.01, "decay of the matrices", minimum=0, maximum=10)
     momentum: float = option(0.95, "momentum of their gradients", minimum=0, below=1)
     momentum_warmup_steps: int = option(0, "steps in which it rises from 0.85 to that", minimum=0)
     nesterov: bool = option(True, "Nesterov's momentum")
@@ -63,18 +63,17 @@ class MuonConfig:
         "steps are as large as AdamW's, and its rates and decay right here, too",
         choices=("original", "match_rms_adamw"),
     )
-    adamw_lr: float = option(3e-3, "peak learning rate of all else", above=0, maximum=10)
-    adamw_weight_decay: float = option(0.1, "decay of embeddings and head", minimum=0, maximum=10)
-    adamw_betas: list[float] = option([0.9, 0.95], "decay of their first and second moment", minimum=0, below=1)
+    lr: float = option(3e-3, "peak learning rate of all else", above=0, maximum=10)
+    weight_decay: float = option(0.1, "decay of embeddings and head", minimum=0, maximum=10)
+    betas: list[float] = option([0.9, 0.95], "decay of their first and second moment", minimum=0, below=1)
     beta2_half_life_tokens: float | None = option(None, HALF_LIFE, above=0)
-    adamw_eps: float = option(1e-8, "added to their denominator", above=0)
+    eps: float = option(1e-8, "added to their denominator", above=0)
     decay_all: bool = option(False, "decay norms and biases too")
     layer_decay: float = option(1.0, LAYER_DECAY, above=0, maximum=1)
 
     def check(self) -> None:
-        if len(self.adamw_betas) != 2:
-            problem, remedy = "two numbers are needed", "such as optimizer.adamw_betas=[0.9,0.95]"
-            raise ConfigError("adamw_betas", self.adamw_betas, problem, remedy)
+        if len(self.betas) != 2:
+            raise ConfigError("betas", self.betas, "two numbers are needed", "such as optimizer.betas=[0.9,0.95]")
 
 
 @dataclass(kw_only=True)

@@ -54,8 +54,8 @@ def read_lr_range(run_dir: Path) -> LRRange | None:
     return lr_range(np.array([row["lr"] for row in rows]), np.array([row["train/loss"] for row in rows]))
 
 
-def plot_lr_range(found: LRRange, path: Path, title: str) -> None:
-    """Draw the loss over the learning rate, the suggestion marked, as a PNG."""
+def plot_lr_range(found: LRRange, path: Path, title: str, setting: str) -> None:
+    """Draw the loss over the learning rate, which is a `setting`, the suggestion marked, as a PNG."""
     from matplotlib.figure import Figure  # without pyplot there is no window system to look for
 
     figure = Figure(figsize=(7, 4), layout="constrained")
@@ -66,7 +66,7 @@ def plot_lr_range(found: LRRange, path: Path, title: str) -> None:
         axes.axvline(found.suggested, color="tab:orange", linestyle="--", label=f"falls fastest at {found.suggested:.2g}")
     low, high = found.smoothed.min(), found.smoothed[: len(found.smoothed) // 4 + 1].max()
     margin = 0.2 * (high - low) + 1e-3
-    axes.set(title=title, xlabel="optimizer.lr", ylabel="loss (nats)", xscale="log", ylim=(low - margin, high + 2 * margin))
+    axes.set(title=title, xlabel=setting, ylabel="loss (nats)", xscale="log", ylim=(low - margin, high + 2 * margin))
     axes.grid(alpha=0.3)
     axes.legend()
     path.parent.mkdir(exist_ok=True)

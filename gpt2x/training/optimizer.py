@@ -35,19 +35,19 @@ def adamw(
 def muon(
     model: nn.Module,
     *,
-    lr: float,
-    weight_decay: float,
+    muon_lr: float,
+    muon_weight_decay: float,
     momentum: float,
     momentum_warmup_steps: int,
     nesterov: bool,
     ns_steps: int,
     ns_precision: str,
     adjust_lr: str,
-    adamw_lr: float,
-    adamw_weight_decay: float,
-    adamw_betas: list[float],
+    lr: float,
+    weight_decay: float,
+    betas: list[float],
     beta2_half_life_tokens: float | None,
-    adamw_eps: float,
+    eps: float,
     decay_all: bool,
     layer_decay: float,
 ) -> Muon:
@@ -62,10 +62,10 @@ def muon(
     if not chosen:
         problem = "is for the matrices of blocks, and none of them is trained"
         raise ConfigError("optimizer", "muon", problem, "use optimizer=adamw, or another finetune=")
-    matrices = _groups(model, chosen, lr, weight_decay, decay_all, layer_decay)
+    matrices = _groups(model, chosen, muon_lr, muon_weight_decay, decay_all, layer_decay)
     _note(matrices, peak_momentum=momentum, momentum_warmup_steps=momentum_warmup_steps or None)
     rest = [parameter for parameter in model.parameters() if parameter not in chosen]
-    others = _groups(model, rest, adamw_lr, adamw_weight_decay, decay_all, layer_decay)
+    others = _groups(model, rest, lr, weight_decay, decay_all, layer_decay)
     _note(others, beta2_half_life_tokens=beta2_half_life_tokens)
     return Muon(
         matrices,
@@ -76,8 +76,8 @@ def muon(
         ns_steps=ns_steps,
         precision=ns_precision,
         adjust_lr=adjust_lr,
-        betas=tuple(adamw_betas),
-        eps=adamw_eps,
+        betas=tuple(betas),
+        eps=eps,
     )
 
 

@@ -37,7 +37,7 @@ from gpt2x.tracking.description import code_version, description, summary
 from gpt2x.tracking.tracker import RunFiles, Tracker, Trackers
 from gpt2x.training.calibration import compiled_blocks, settle
 from gpt2x.training.checkpoint import Checkpoint, Checkpoints
-from gpt2x.training.config import RangeTestConfig, RunInitConfig, ScratchConfig
+from gpt2x.training.config import MuonConfig, RangeTestConfig, RunInitConfig, ScratchConfig
 from gpt2x.training.finetune import table
 from gpt2x.training.frozen import FrozenStates, frozen_states
 from gpt2x.training.init import locate
@@ -182,7 +182,7 @@ def train(
                 )
             _conclude(config, run_dir, state, device.peak_memory(), tracker)
             if state.finished and isinstance(config.schedule, RangeTestConfig):
-                folder.result["suggested_lr"] = _suggest_lr(run_dir, config.name, tracker)
+                folder.result["suggested_lr"] = _suggest_lr(run_dir, config, tracker)
             if state.finished and config.evaluation is not None:
                 folder.result["evaluation"] = _evaluate(config, run_dir, tracker)
             if not state.finished:
@@ -260,11 +260,11 @@ def _frozen(config: TrainConfig, model: nn.Module, data: Any, device: Device, st
 
 
 def _compiled(config: TrainConfig, model: nn.Module) -> str:
-    """How many blocks of a training step are computed by compiled code, if any."""
+    """How many blocks of a training step are computed by compiled code, where there is any."""
     gpt = parts(model)[0]
     packed = isinstance(config.task, InstructionTuningConfig) and config.task.packing  # that takes a mask
     n = 0 if packed else compiled_blocks(gpt)
-    return f", {n} of {len(gpt.h)} blocks compiled" if n else ""
+    return f", {n} of {len(gpt.h)} blocks compiled" if gpt.fused else ""
 
 
 def _sequence_warmup(config: TrainConfig) -> SequenceWarmup | None:
@@ -353,15 +353,16 @@ def _evaluate(config: TrainConfig, run_dir: Path, tracker: Tracker) -> dict[str,
     return found.numbers
 
 
-def _suggest_lr(run_dir: Path, name: str, tracker: Tracker) -> float | None:
+def _suggest_lr(run_dir: Path, config: TrainConfig, tracker: Tracker) -> float | None:
     """Say what a learning-rate range test has found, and draw it."""
     found = read_lr_range(run_dir)
     if found is None or found.suggested is None:
         log.warning("no learning rate is suggested: the training loss never fell, or fewer than ten steps were logged")
         return None
     picture = run_dir / "plots" / "lr_range.png"
-    plot_lr_range(found, picture, name)
+    setting = "optimizer.muon_lr" if isinstance(config.optimizer, MuonConfig) else "optimizer.lr"
+    plot_lr_range(found, picture, config.name, setting)
     tracker.picture(picture)
     log.info("lr range %s", shown(picture))
-    log.info("suggest  optimizer.lr=%.2g, where the training loss fell fastest", found.suggested)
+    log.info("suggest  %s=%.2g, where the training loss fell fastest", setting, found.suggested)
     return float(f"{found.suggested:.2g}")

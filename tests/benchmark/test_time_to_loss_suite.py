@@ -60,6 +60,7 @@ def test_a_recipe_runs_from_start_to_end(tmp_path, mirror, capsys):
 
 def test_the_table_says_what_was_measured(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(time_to_loss, "_COMMAND", [sys.executable, "-c", ACTOR])
+    monkeypatch.setattr(time_to_loss, "compose", lambda *asked: None)
     code, report = run(tmp_path, "suite.experiments=[fine,broken]", "suite.target=2.0", "suite.seeds=[1,2,3]")
     assert code == 1
     printed = capsys.readouterr().out
@@ -74,6 +75,7 @@ def test_the_table_says_what_was_measured(tmp_path, monkeypatch, capsys):
 
 def test_a_target_that_no_run_reaches_has_no_time(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(time_to_loss, "_COMMAND", [sys.executable, "-c", ACTOR])
+    monkeypatch.setattr(time_to_loss, "compose", lambda *asked: None)
     code, report = run(tmp_path, "suite.experiments=[fine]", "suite.target=1.0")
     assert (code, report["summary"][0]["seconds"]) == (0, None)
     assert cells(capsys.readouterr().out)[1][:5] == ["fine", "0 of 3", "", "", ""]
@@ -100,6 +102,9 @@ def test_evaluation_time_is_what_lies_between_a_step_and_its_row():
         ("suite.experiments=[]", "must name at least one, and each once"),
         ("suite.seeds=[1,1]", "must name at least one, and each once"),
         ("suite.target=0", "suite.target=0: must be above 0"),
+        ("suite.experiments=[shakespeare_char_fast,shakespear]", "experiment=shakespear: no such choice"),
+        ('suite.settings=["trainer.max_stepz=3"]', "trainer.max_stepz=3: no such setting; did you mean trainer.max_steps?"),
+        ("device=cpu_bf16", """device.precision=bf16: is a setting of the runs use 'suite.settings=["device=cpu_bf16"]'"""),
         ("seed=2", "seed=2: this suite has a run with each of suite.seeds"),
         ("model=nano", "say which model; none is chosen beside"),
         ("suite.rounds=3", "suite.rounds=3: this choice of suite has no such setting"),

@@ -47,6 +47,15 @@ def range_test(small_run, **changes):
     return config
 
 
+def test_of_muon_it_is_the_rate_of_the_matrices(small_run, tmp_path):
+    changes = {"optimizer._target_": "gpt2x.training.optimizer.muon", "optimizer.muon_lr": 1.0, "optimizer.lr": 0.1}
+    train(range_test(small_run, **changes), tmp_path / "test")
+    rows = [row["lr"] for row in read_metrics(tmp_path / "test") if "lr" in row]
+    assert rows[-1] == pytest.approx(1.0, rel=0.2)
+    suggested = result(tmp_path / "test")["suggested_lr"]
+    assert f"suggest  optimizer.muon_lr={suggested:.2g}" in (tmp_path / "test" / "run.log").read_text()
+
+
 def test_it_finds_a_rate_that_trains_while_the_test_itself_diverges(small_run, tmp_path):
     train(range_test(small_run, **{"trainer.divergence": 1.2, "trainer.clip_norm": None}), tmp_path / "test")
     ended = result(tmp_path / "test")

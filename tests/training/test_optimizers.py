@@ -54,7 +54,7 @@ def pieces(name: str, weight: torch.Tensor, n_head: int, n_kv_head: int) -> list
 def test_it_moves_matrices_as_torch_s_muon_alone_and_the_rest_as_adamw_alone(changes, variant):
     """With the same gradients; Muon's products are in bf16, of many matrices at once: to its rounding, of steps of size lr."""
     model = gpt(**variant)
-    optimizer = muon(model, lr=0.03, weight_decay=0.2, adamw_lr=0.01, ns_precision="bf16", **changes)
+    optimizer = muon(model, muon_lr=0.03, muon_weight_decay=0.2, lr=0.01, ns_precision="bf16", **changes)
     names, generator = matrices(model), torch.Generator().manual_seed(1)
     copies = {
         name: [
@@ -123,7 +123,7 @@ def test_auto_is_bf16_where_there_are_instructions_for_it(monkeypatch):
 def test_a_step_has_the_singular_values_that_muon_promises():
     """Between 0.5 and 1.5 about, times the rate, and for a matrix taller than wide the root of the ratio more."""
     model, generator = gpt(n_embd=64), torch.Generator().manual_seed(0)
-    optimizer = muon(model, lr=0.1, weight_decay=0.0)
+    optimizer = muon(model, muon_lr=0.1, muon_weight_decay=0.0)
     before = {name: model.get_parameter(name).detach().clone() for name in matrices(model)}
     for parameter in model.parameters():
         parameter.grad = 1e-3 * torch.randn(parameter.shape, generator=generator)
