@@ -76,7 +76,9 @@ def test_every_file_becomes_its_object(group, choice, tmp_path, request):
         assert any(parameter.requires_grad for parameter in model.parameters())
     elif group == "optimizer":
         model = instantiate(config.model, vocab_size=10)
-        assert instantiate(config.optimizer, model).param_groups[0]["lr"] == config.optimizer.lr
+        groups = instantiate(config.optimizer, model).param_groups
+        assert groups[0]["lr"] == getattr(config.optimizer, "muon_lr", config.optimizer.lr)
+        assert groups[-1]["lr"] == config.optimizer.lr
     elif group == "schedule":
         assert 0 < instantiate(config.schedule, total_steps=100)(0) <= 1
     elif group == "device":
