@@ -36,7 +36,7 @@ def compiled(name: str, cache: str | Path) -> ctypes.CDLL:
     # One OpenMP for both: two would keep a set of threads each, and those would wait for each other.
     torch_folder = Path(torch.__file__).parent
     openmp = [*torch_folder.glob("lib/libgomp*"), *torch_folder.parent.glob("torch.libs/libgomp*")][:1]
-    key = hashlib.sha256("\n".join([source(name), compiler, *map(str, openmp), processor()]).encode())
+    key = hashlib.sha256("\n".join([source(name), compiler, *_FLAGS, *map(str, openmp), processor()]).encode())
     library = Path(cache) / "kernels" / f"{name}-{key.hexdigest()[:16]}.so"
     with contextlib.suppress(OSError):  # there is none, or it was damaged
         return ctypes.CDLL(str(library))

@@ -40,7 +40,7 @@ class AdamWConfig:
 
 
 @dataclass(kw_only=True)
-class MuonConfig:
+class MuonConfig(AdamWConfig):
     """Muon (Jordan et al., 2024) for the matrices of the blocks, AdamW for embeddings, head, norms and biases."""
 
     _target_: str = "gpt2x.training.optimizer.muon"
@@ -65,15 +65,6 @@ class MuonConfig:
     )
     lr: float = option(3e-3, "peak learning rate of all else", above=0, maximum=10)
     weight_decay: float = option(0.1, "decay of embeddings and head", minimum=0, maximum=10)
-    betas: list[float] = option([0.9, 0.95], "decay of their first and second moment", minimum=0, below=1)
-    beta2_half_life_tokens: float | None = option(None, HALF_LIFE, above=0)
-    eps: float = option(1e-8, "added to their denominator", above=0)
-    decay_all: bool = option(False, "decay norms and biases too")
-    layer_decay: float = option(1.0, LAYER_DECAY, above=0, maximum=1)
-
-    def check(self) -> None:
-        if len(self.betas) != 2:
-            raise ConfigError("betas", self.betas, "two numbers are needed", "such as optimizer.betas=[0.9,0.95]")
 
 
 @dataclass(kw_only=True)
